@@ -1,0 +1,127 @@
+"""The channel between the worker and one engine: a Unix stream socket with framed messages.
+
+Frame: two little-endian u32 (bytes of the header, bytes of the body), the header, the body.
+The worker's end is asynchronous, the engine's end blocks; both are this file.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from typing import Self
+
+from worker.errors import ChannelError
+from worker.protocol.messages import Buffer, Message, decode, encode
+
+_FRAME = struct.Struct("<II")
+_MAX_HEADER_BYTES = 64 << 20
+_MAX_BODY_BYTES = (1 << 32) - 1
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return (worker's end, engine's end); both close on exec unless passed on by name."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+class Channel:
+    """The engine's end. `receive` is for one thread; `send` may be called from any."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+
+    def receive(self) -> Message | None:
+        """Wait for the next message; None when the worker has gone."""
+        frame = self._read(_FRAME.size)
+        if frame is None:
+            return None
+        header_bytes, body_bytes = _sizes(frame)
+        header = self._read(header_bytes)
+        body = self._read(body_bytes)
+        if header is None or body is None:
+            return None
+        return decode(header, body)
+
+    def send(self, message: Message) -> None:
+        """Send a message whole.
+
+        Raises OSError (BrokenPipeError, ConnectionResetError) when the worker has gone.
+        """
+        data = b"".join(_framed(message))
+        with self._sending:
+            self._sock.sendall(data)
+
+    def close(self) -> None:
+        """Wake a blocked `receive` and close the socket."""
+        with contextlib.suppress(OSError):  # the other side has closed already
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def _read(self, size: int) -> memoryview | None:
+        view = memoryview(bytearray(size))
+        filled = 0
+        while filled < size:
+            try:
+                count = self._sock.recv_into(view[filled:])
+            except ConnectionResetError:
+                return None
+            if count == 0:
+                return None
+            filled += count
+        return view
+
+
+class AsyncChannel:
+    """The worker's end; `receive` is for one task, `send` may be called from any."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, sock: socket.socket) -> Self:
+        """Take over a connected socket."""
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=1 << 20)
+        return cls(reader, writer)
+
+    async def receive(self) -> Message | None:
+        """Wait for the next message; None when the engine has gone."""
+        try:
+            header_bytes, body_bytes = _sizes(await self._reader.readexactly(_FRAME.size))
+            header = await self._reader.readexactly(header_bytes)
+            body = await self._reader.readexactly(body_bytes) if body_bytes else b""
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        return decode(header, memoryview(body))
+
+    def send(self, message: Message) -> None:
+        """Hand a message to the socket's buffer; `flushed` waits for room in it.
+
+        A peer that has gone is seen by `receive`; what is sent to it is dropped.
+        """
+        if not self._writer.is_closing():
+            self._writer.writelines(_framed(message))
+
+    async def flushed(self) -> None:
+        """Wait until the socket's buffer has room again (or the engine has gone)."""
+        with contextlib.suppress(ConnectionError):  # `receive` tells of it
+            await self._writer.drain()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _framed(message: Message) -> list[Buffer]:
+    header, *body = encode(message)
+    body_bytes = sum(map(len, body))
+    if len(header) > _MAX_HEADER_BYTES or body_bytes > _MAX_BODY_BYTES:
+        raise ChannelError(f"a message of {len(header)} + {body_bytes} bytes is too large")
+    return [_FRAME.pack(len(header), body_bytes), header, *body]
+
+
+def _sizes(frame: Buffer) -> tuple[int, int]:
+    header_bytes, body_bytes = _FRAME.unpack(frame)
+    if not 0 < header_bytes <= _MAX_HEADER_BYTES:
+        raise ChannelError(f"a frame that declares a header of {header_bytes} bytes")
+    return header_bytes, body_bytes

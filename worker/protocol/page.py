@@ -1,0 +1,87 @@
+"""The page of progress words: what each lane of an engine is doing, readable after its death.
+
+Shared, anonymous memory (`memfd_create`, never /dev/shm) that the engine inherits. A lane writes
+its own slot only; the worker reads all of them, at any time, also after a SIGKILL: the ids that a
+slot names are the suspects.
+
+Slot: u32 phase, u32 count, u64 since (CLOCK_MONOTONIC, ns: one clock for all processes), ids u64.
+"""
+
+import mmap
+import os
+import struct
+import tempfile
+import time
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+_HEAD = struct.Struct("<IIQ")
+_ID_BYTES = 8
+
+
+class Phase(IntEnum):
+    IDLE = 0
+    DECODE = 1
+    RUN = 2
+
+
+class Progress(NamedTuple):
+    """What one lane is doing."""
+
+    phase: Phase
+    since_s: float
+    """`time.monotonic()` when it began."""
+    ids: tuple[int, ...]
+    """The records that it holds; the suspects, should the engine die now."""
+
+
+class Page:
+    """One page for one engine. The worker makes it; the engine maps the same descriptor."""
+
+    def __init__(self, descriptor: int, *, lanes: int, max_ids: int) -> None:
+        self.descriptor = descriptor
+        self.lanes = lanes
+        self._max_ids = max_ids
+        self._slot_bytes = _HEAD.size + _ID_BYTES * max_ids
+        self._memory = mmap.mmap(descriptor, _size(lanes, max_ids))
+
+    @classmethod
+    def make(cls, *, lanes: int, max_ids: int) -> "Page":
+        """Make a page of zeros: every lane idle."""
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("darkroom-progress")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, _size(lanes, max_ids))
+        return cls(descriptor, lanes=lanes, max_ids=max_ids)
+
+    def begin(self, lane: int, phase: Phase, ids: Sequence[int]) -> None:
+        """Say that a lane has begun something with these records. At most `max_ids` are kept."""
+        kept = ids[: self._max_ids]
+        at = lane * self._slot_bytes
+        struct.pack_into(f"<{len(kept)}Q", self._memory, at + _HEAD.size, *kept)
+        _HEAD.pack_into(self._memory, at, phase, len(kept), time.monotonic_ns())
+
+    def idle(self, lane: int) -> None:
+        """Say that a lane holds nothing."""
+        _HEAD.pack_into(self._memory, lane * self._slot_bytes, 0, 0, 0)
+
+    def read(self) -> list[Progress]:
+        """Return what every lane is doing now."""
+        return [self._slot(lane * self._slot_bytes) for lane in range(self.lanes)]
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self.descriptor)
+
+    def _slot(self, at: int) -> Progress:
+        phase, count, since_ns = _HEAD.unpack_from(self._memory, at)
+        ids = struct.unpack_from(f"<{min(count, self._max_ids)}Q", self._memory, at + _HEAD.size)
+        return Progress(Phase(phase), since_ns / 1e9, ids)
+
+
+def _size(lanes: int, max_ids: int) -> int:
+    needed = lanes * (_HEAD.size + _ID_BYTES * max_ids)
+    return -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
