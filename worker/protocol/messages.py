@@ -158,9 +158,9 @@ def encode(message: Message) -> list[Buffer]:
         case Outcomes(done, faults, retries, run_ms, heads_ms, batch_size):
             head_done = [(*row[:6], len(row.predictions)) for row in done]
             header = ("outcomes", head_done, faults, retries, run_ms, heads_ms, batch_size)
-            return [orjson.dumps(header), *(row.predictions for row in done)]
+            return [orjson.dumps(header, default=tuple), *(row.predictions for row in done)]
         case _:
-            return [orjson.dumps((_TAGS[type(message)], *message))]
+            return [orjson.dumps((_TAGS[type(message)], *message), default=tuple)]
 
 
 def decode(header: Buffer, body: memoryview) -> Message:
@@ -196,7 +196,7 @@ def _outcomes(fields: list[Any], body: memoryview) -> Outcomes:
     head, faults, retries, run_ms, heads_ms, batch_size = fields
     done, start = [], 0
     for *row, size in head:
-        done.append(Done(*row, bytes(body[start : start + size])))
+        done.append(Done._make((*row, bytes(body[start : start + size]))))
         start += size
     return Outcomes(
         tuple(done),
