@@ -1,27 +1,44 @@
 """The settings: one frozen tree, read once; the only reader of the environment.
 
 Defaults < YAML file (`--config FILE`, or DARKROOM_CONFIG) < environment
-(DARKROOM_KAFKA__GROUP_ID=...).
+(DARKROOM_KAFKA__GROUP_ID=...; JSON for lists and maps; secrets also as `..._FILE`).
 """
 
+import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from worker.config_sources import Sources
+from worker.errors import SettingsError
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+Name = Annotated[str, Field(min_length=1)]
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any) -> Any:
+        """Refuse `max_size: yes`, which YAML reads as true and an integer would take for 1."""
+        if isinstance(value, bool):
+            raise ValueError("true and false are no values here")  # noqa: TRY004 - pydantic's way
+        return value
 
 
 class KafkaSettings(Section):
-    bootstrap_servers: str = "localhost:9092"
-    group_id: str = "darkroom"
-    input_topics: tuple[str, ...] = ("images",)
-    output_topic: str = "predictions"
-    dead_letter_topic: str = "images.dead"
+    bootstrap_servers: Name = "localhost:9092"
+    group_id: Name = "darkroom"
+    input_topics: Annotated[tuple[Topic, ...], Field(min_length=1)] = ("images",)
+    output_topic: Topic = "predictions"
+    dead_letter_topic: Topic = "images.dead"
     delivery: Literal["at_least_once"] = "at_least_once"
     commit_interval_ms: Annotated[int, Field(ge=10, le=60_000)] = 200
     session_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] = 30_000
@@ -97,16 +114,229 @@ class Settings(Section):
     data_dir: Path = Path(".darkroom")
 
 
-class Loaded(BaseModel):
-    """The settings in force, and where each value came from (`default`, a file, a variable)."""
+class Leaf(NamedTuple):
+    """A single setting, ready to be shown."""
 
-    model_config = ConfigDict(frozen=True)
+    path: str
+    value: Any
+    """Plain JSON; a secret is stars."""
+    origin: str
+
+
+class Loaded(NamedTuple):
+    """The settings in force, and where each value came from."""
 
     settings: Settings
-    origins: dict[str, str]
-    """Dotted path of every leaf -> origin."""
+    origins: Mapping[str, str]
+    """Dotted path of every leaf -> `default`, `FILE:LINE` or the variable."""
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Yield every setting in the order of the tree, secrets masked."""
+        tree = self.settings.model_dump(mode="json")
+        for path, origin in self.origins.items():
+            value: Any = tree
+            for part in path.split("."):
+                value = value[part]
+            yield Leaf(path, value, origin)
 
 
-def load_settings(config: Path | None = None, **_: Any) -> Loaded:
-    """Placeholder until the loader lands (being written by the owner of this file)."""
-    raise SystemExit
+def load_settings(
+    config: Path | None = None, *, environ: Mapping[str, str] | None = None
+) -> Loaded:
+    """Read the settings from defaults, then `config` (or DARKROOM_CONFIG), then the environment.
+
+    Raises SettingsError: its text names every problem, where it came from and what is expected.
+    """
+    environ = os.environ if environ is None else environ
+    file = config or (Path(environ["DARKROOM_CONFIG"]) if environ.get("DARKROOM_CONFIG") else None)
+    read = Sources({path: field.annotation for path, field in LEAVES.items()})
+    if file is not None:
+        read.read_file(file)
+    read.read_environment(environ)
+    settings, bad = _validated(read)
+    origins = {path: read.origins.get(path, "default") for path in LEAVES}
+    for paths, text in _cross_checks(settings):
+        if bad.isdisjoint(paths):
+            named = ", ".join(f"{path} ({origins[path]})" for path in paths)
+            read.problems.append(f"{named}: {text}")
+    if read.problems:
+        count = len(read.problems)
+        title = "1 problem" if count == 1 else f"{count} problems"
+        raise SettingsError("\n  ".join([f"{title} in the settings:", *read.problems]))
+    return Loaded(settings, origins)
+
+
+def failpoint() -> str | None:
+    """Read the failpoints asked for (`protocol.failpoints` has the grammar); None: none."""
+    return os.environ.get("DARKROOM_FAILPOINT") or None
+
+
+def debug() -> bool:
+    """Say whether errors of a command shall show their traceback (DARKROOM_DEBUG)."""
+    return bool(os.environ.get("DARKROOM_DEBUG"))
+
+
+def cache_dir() -> Path:
+    """Return the user's folder for what can be downloaded again (Kafka's jars)."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "darkroom"
+
+
+def _fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+LEAVES = dict(_fields(Settings))
+
+
+def _validated(read: Sources) -> tuple[Settings, set[str]]:
+    """Return the settings with every unusable value left at its default, and the paths of those."""
+    try:
+        return Settings.model_validate(_nested(read.values)), set()
+    except ValidationError as error:
+        parts = [".".join(str(part) for part in item["loc"][:2]) for item in error.errors()]
+        bad = {path if path in LEAVES else path.partition(".")[0] for path in parts}
+    schema = Settings.model_json_schema()
+    for path in sorted(bad):
+        value = "a secret" if read.is_secret(path) else json.dumps(read.values[path], default=str)
+        expected = f"{value} given; expected {_expected(path, schema)}"
+        read.problems.append(f"{path} ({read.origins[path]}): {expected}")
+    good = {path: value for path, value in read.values.items() if path not in bad}
+    return Settings.model_validate(_nested(good)), bad
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    return tree
+
+
+def _expected(path: str, schema: dict[str, Any]) -> str:
+    node = schema
+    for part in path.split("."):
+        node = node["properties"][part]
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return _describe(node)
+
+
+def _describe(schema: dict[str, Any]) -> str:
+    """Say in words what a JSON Schema of a leaf allows."""
+    match schema:
+        case {"anyOf": options}:
+            said = " or ".join(_describe(option) for option in options)
+        case {"const": value}:
+            said = str(value)
+        case {"enum": values}:
+            said = "one of " + ", ".join(map(str, values))
+        case {"type": "array", "items": items}:
+            said = f"a list of {'at least one ' if 'minItems' in schema else ''}{_describe(items)}"
+        case {"type": "object"}:
+            said = "a map of names to strings (quote numbers)"
+        case _:
+            said = _describe_scalar(schema)
+    return said
+
+
+def _describe_scalar(schema: dict[str, Any]) -> str:
+    kinds = {"integer": "an integer", "number": "a number", "null": "null"}
+    kind = "a path" if schema.get("format") == "path" else kinds.get(schema["type"], "a string")
+    signs = {
+        "minimum": ">=",
+        "exclusiveMinimum": ">",
+        "maximum": "<=",
+        "minLength": "of length >=",
+        "pattern": "like",
+    }
+    bounds = " and ".join(f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema)
+    return f"{kind} {bounds}".strip()
+
+
+Check = tuple[tuple[str, ...], str]
+"""The settings that do not go together, and why."""
+
+
+def _cross_checks(settings: Settings) -> Iterator[Check]:
+    yield from _topic_checks(settings.kafka)
+    yield from _security_checks(settings.kafka)
+    yield from _file_checks(settings)
+    models, batch, limits = settings.models, settings.batch, settings.limits
+    if models.default not in models.active:
+        names = ", ".join(models.active) or "none"
+        yield (
+            ("models.default", "models.active"),
+            f"the default model {models.default} has no active version (active: {names})",
+        )
+    if isinstance(batch.max_size, int) and batch.min_size > batch.max_size:
+        yield (
+            ("batch.min_size", "batch.max_size"),
+            f"min_size {batch.min_size} is above max_size {batch.max_size}",
+        )
+    if limits.in_flight_bytes < limits.image_max_bytes:
+        yield (
+            ("limits.in_flight_bytes", "limits.image_max_bytes"),
+            "one image of image_max_bytes would never fit into in_flight_bytes",
+        )
+    longest_s = settings.kafka.session_timeout_ms / 1000 * 5 / 6
+    if settings.shutdown.drain_deadline_s > longest_s:
+        yield (
+            ("shutdown.drain_deadline_s", "kafka.session_timeout_ms"),
+            f"above 5/6 of session_timeout_ms ({longest_s:g} s): the group waits no longer",
+        )
+
+
+def _topic_checks(kafka: KafkaSettings) -> Iterator[Check]:
+    for name in ("output_topic", "dead_letter_topic"):
+        if getattr(kafka, name) in kafka.input_topics:
+            yield (
+                (f"kafka.{name}", "kafka.input_topics"),
+                f"{getattr(kafka, name)} is read and written: the worker would eat what it wrote",
+            )
+    if kafka.output_topic == kafka.dead_letter_topic:
+        yield (
+            ("kafka.output_topic", "kafka.dead_letter_topic"),
+            f"both are {kafka.output_topic}; results and dead letters need a topic each",
+        )
+
+
+def _security_checks(kafka: KafkaSettings) -> Iterator[Check]:
+    sasl = kafka.security_protocol.startswith("SASL")
+    tls = kafka.security_protocol.endswith("SSL")
+    needed = _sasl_fields(kafka) if sasl else set()
+    fields = [name for name in KafkaSettings.model_fields if name.startswith(("sasl_", "ssl_"))]
+    for name in fields:
+        given = getattr(kafka, name) is not None
+        if name in needed and not given:
+            by = "sasl_mechanism" if kafka.sasl_mechanism else "security_protocol"
+            yield (f"kafka.{name}", f"kafka.{by}"), f"missing; {getattr(kafka, by)} needs it"
+        elif given and (name not in needed if name.startswith("sasl_") else not tls):
+            used = f"{kafka.security_protocol} {kafka.sasl_mechanism or ''}".strip()
+            yield (f"kafka.{name}", "kafka.security_protocol"), f"set, but {used} does not use it"
+    if kafka.ssl_keyfile and not kafka.ssl_certfile:
+        yield ("kafka.ssl_keyfile", "kafka.ssl_certfile"), "a key file needs its certificate file"
+
+
+def _sasl_fields(kafka: KafkaSettings) -> set[str]:
+    match kafka.sasl_mechanism:
+        case None:
+            return {"sasl_mechanism"}
+        case "OAUTHBEARER":
+            return {"sasl_mechanism", "sasl_oauth"}
+        case _:
+            return {"sasl_mechanism", "sasl_username", "sasl_password"}
+
+
+def _file_checks(settings: Settings) -> Iterator[Check]:
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        file = getattr(settings.kafka, name)
+        if file is not None and not file.is_file():
+            yield (f"kafka.{name}",), f"{file} is no file"
+    repository = settings.models.repository
+    if repository is not None and not Path(repository).is_dir():
+        yield ("models.repository",), f"{repository} is no folder"
