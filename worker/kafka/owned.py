@@ -1,0 +1,168 @@
+"""The partitions that are ours: their ledgers, publishing in order, and giving them up.
+
+Every piece of work carries its ownership epoch; what comes late, of an older epoch, finds nothing
+here and is dropped.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+import structlog
+
+from worker.kafka.delivery import Delivery, Mark
+from worker.kafka.ledger import Bound, Entry, Ledger, Outgoing
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.stages import Stages, Stop
+from worker.types import Partition, Position, Record
+
+_PREFIX_RECORDS = 1024
+_COMMIT_SHARE = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+class Owned:
+    """Ledgers by partition, under one bound for the whole worker."""
+
+    def __init__(self, delivery: Delivery, bound: Bound, metrics: Metrics) -> None:
+        self.bound = bound
+        self._delivery = delivery
+        self._metrics = metrics
+        self._stages = Stages(metrics)
+        self._ledgers: dict[Partition, Ledger] = {}
+        self._publishing: dict[Partition, asyncio.Task[None]] = {}
+        self._moved = asyncio.Event()
+
+    @property
+    def partitions(self) -> frozenset[Partition]:
+        return frozenset(self._ledgers)
+
+    @property
+    def unfinished(self) -> int:
+        """Records fetched whose results are not published."""
+        return sum(ledger.unfinished for ledger in self._ledgers.values())
+
+    def assigned(self, partitions: frozenset[Partition], epoch: int) -> None:
+        """Open a ledger for each partition; nothing is awaited: no heartbeats flow meanwhile."""
+        self._forget(self._ledgers)
+        for partition in partitions:
+            ledger = Ledger(partition, epoch)
+            self._ledgers[partition] = ledger
+            self._delivery.open(partition, epoch, on_committed=self._committer(ledger))
+        self._metrics.rebalances.inc()
+        log.info("partitions assigned", epoch=epoch, partitions=_names(partitions))
+
+    async def revoked(self, deadline_s: float) -> None:
+        """Finish, publish and commit what is in flight; what the deadline cuts off is forgotten."""
+        if not self._ledgers:
+            return
+        began_s = time.monotonic()
+        drained = await self.drain(deadline_s)
+        log.info(
+            "partitions given up",
+            drained=drained,
+            unfinished=self.unfinished,
+            seconds=round(time.monotonic() - began_s, 3),
+            partitions=_names(self._ledgers),
+        )
+        self._forget(self._ledgers)
+
+    async def drain(self, deadline_s: float) -> bool:
+        """Wait for the outcomes of all that is in flight, then commit; True when nothing is left.
+
+        The ledgers stay, but nothing more of them can be committed afterwards.
+        """
+        until_s = time.monotonic() + deadline_s * (1 - _COMMIT_SHARE)
+        while self.unfinished and (left_s := until_s - time.monotonic()) > 0:
+            self._moved.clear()
+            await _wait(self._moved, left_s)
+        unfinished = self.unfinished
+        commit_s = max(deadline_s * _COMMIT_SHARE, until_s - time.monotonic())
+        committed = await self._delivery.drain(list(self._ledgers), deadline_s=commit_s)
+        return committed and not unfinished
+
+    def track(self, record: Record) -> Entry | None:
+        """Take in a fetched record; None when its partition is not ours (any more, or yet)."""
+        position = record.position
+        ledger = self._ledgers.get(Partition(position.topic, position.partition))
+        if ledger is None or ledger.epoch != record.epoch:
+            return None
+        return ledger.track(record)
+
+    def find(self, position: Position, epoch: int) -> Entry | None:
+        """Return a record in flight; None when it has its outcome, or its partition is gone."""
+        ledger = self._ledgers.get(Partition(position.topic, position.partition))
+        return (
+            ledger.find(position.offset) if ledger is not None and ledger.epoch == epoch else None
+        )
+
+    def close(self, closed: Iterable[tuple[Position, Entry, Outgoing]]) -> None:
+        """Note how records ended, and publish every prefix that this finished."""
+        touched: set[Partition] = set()
+        count = 0
+        for position, entry, outgoing in closed:
+            partition = Partition(position.topic, position.partition)
+            self._ledgers[partition].close(entry, outgoing)
+            touched.add(partition)
+            count += 1
+        self.bound.finished(count, time.monotonic())
+        for partition in touched:
+            if partition not in self._publishing:
+                task = asyncio.create_task(self._publish(self._ledgers[partition]))
+                self._publishing[partition] = task
+
+    async def has_room(self, timeout_s: float) -> bool:
+        """Wait until something was committed, or the timeout."""
+        if not self.bound.room:
+            self._moved.clear()
+            await _wait(self._moved, timeout_s)
+        return self.bound.room > 0
+
+    def idle_partitions(self) -> list[tuple[Partition, int]]:
+        """Return (partition, epoch) of those that have nothing in flight at all."""
+        return [(p, ledger.epoch) for p, ledger in self._ledgers.items() if ledger.empty]
+
+    def advance(self, partition: Partition, epoch: int, position: int) -> None:
+        """Let an idle partition be committed up to a position behind its last record."""
+        self._delivery.advance(partition, Mark(epoch, position))
+
+    async def _publish(self, ledger: Ledger) -> None:
+        try:
+            while (prefix := ledger.prefix(_PREFIX_RECORDS)) is not None:
+                began_s = time.monotonic()
+                await self._delivery.publish(prefix)
+                self._stages.observe(Stop.DELIVER, [time.monotonic() - began_s])
+                ledger.published(prefix)
+                self._moved.set()
+        finally:
+            if self._publishing.get(ledger.partition) is asyncio.current_task():
+                del self._publishing[ledger.partition]
+
+    def _committer(self, ledger: Ledger) -> Callable[[int], None]:
+        def committed(next_offset: int) -> None:
+            self.bound.released(*ledger.committed(next_offset))
+            self._moved.set()
+
+        return committed
+
+    def _forget(self, partitions: Iterable[Partition]) -> None:
+        for partition in list(partitions):
+            ledger = self._ledgers.pop(partition)
+            task = self._publishing.pop(partition, None)
+            if task is not None:
+                task.cancel()
+            self.bound.abandoned(ledger.open)
+            self.bound.released(*ledger.forget())
+        self._moved.set()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
+def _names(partitions: Iterable[Partition]) -> list[str]:
+    return sorted(f"{topic}/{number}" for topic, number in partitions)

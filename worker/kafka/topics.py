@@ -1,0 +1,80 @@
+"""What the brokers say of our topics at the start; a topology that cannot work is refused there."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from worker.config import KafkaSettings
+from worker.errors import BrokerRefused
+from worker.kafka.clients import client_options, within
+
+_DEADLINE_S = 10.0
+_DEFAULT_MAX_BYTES = 1_048_588
+
+
+class TopicFacts(NamedTuple):
+    """Of the topics that this worker writes to; names, partitions, and the largest batch."""
+
+    output_topic: str
+    output_partitions: int
+    output_max_bytes: int
+    dead_letter_topic: str
+    dead_letter_partitions: int
+    dead_letter_max_bytes: int
+
+
+async def inspect_topics(settings: KafkaSettings) -> TopicFacts:
+    """Ask the brokers for every topic of the settings.
+
+    Raises BrokerRefused when one is absent, or when dead letters could not hold a record;
+    BrokerUnavailable when no broker answers in time.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=10_000)
+    brokers = settings.bootstrap_servers
+    try:
+        await within(_DEADLINE_S, "connecting", admin.start(), brokers=brokers)
+        wanted = [*settings.input_topics, settings.output_topic, settings.dead_letter_topic]
+        described = await within(
+            _DEADLINE_S, "describing topics", admin.describe_topics(wanted), brokers=brokers
+        )
+        partitions = {topic["topic"]: len(topic["partitions"]) for topic in described}
+        absent = [topic for topic in wanted if not partitions.get(topic)]
+        if absent:
+            raise BrokerRefused(
+                f"Kafka at {brokers} has no topic {', '.join(map(repr, absent))}: create it, "
+                "or name another in kafka.input_topics, output_topic or dead_letter_topic"
+            )
+        sizes = await _max_bytes(admin, wanted)
+    finally:
+        await within(_DEADLINE_S, "closing", admin.close())
+    largest = max(settings.input_topics, key=lambda topic: sizes[topic])
+    if sizes[settings.dead_letter_topic] < sizes[largest]:
+        raise BrokerRefused(
+            f"max.message.bytes of the dead-letter topic {settings.dead_letter_topic!r} is "
+            f"{sizes[settings.dead_letter_topic]}, and {largest!r} takes records of up to "
+            f"{sizes[largest]}: a dead letter would not fit; raise it to at least that"
+        )
+    return TopicFacts(
+        settings.output_topic,
+        partitions[settings.output_topic],
+        sizes[settings.output_topic],
+        settings.dead_letter_topic,
+        partitions[settings.dead_letter_topic],
+        sizes[settings.dead_letter_topic],
+    )
+
+
+async def _max_bytes(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
+    """Return max.message.bytes of each topic, or Kafka's default where we may not read it."""
+    wanted = {"max.message.bytes": None}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, topic, wanted) for topic in topics]
+    sizes = dict.fromkeys(topics, _DEFAULT_MAX_BYTES)
+    responses = await within(_DEADLINE_S, "describing topics", admin.describe_configs(resources))
+    for response in responses:
+        for _code, _message, _type, topic, entries in response.resources:
+            for name, value, *_ in entries:
+                if name == "max.message.bytes":
+                    sizes[topic] = int(value)
+    return sizes

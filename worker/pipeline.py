@@ -1,0 +1,239 @@
+"""The life of a record: eight stops, from an image on Kafka to a published prediction.
+
+One loop owns order and bookkeeping; pixels are the engines'. Nothing here knows aiokafka or ONNX
+Runtime: `app` hands it the consumer, the registry, and the partitions that are ours.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from worker.errors import RecordFault, RecordSkipped
+from worker.inference.dispatcher import Finished, Job
+from worker.kafka.consumer import Consumer
+from worker.kafka.envelope import parse
+from worker.kafka.ledger import Entry, Outgoing
+from worker.kafka.outbox import Outbox
+from worker.kafka.owned import Owned
+from worker.kafka.resolve import Resolver
+from worker.models.registry import Registry
+from worker.models.router import route
+from worker.protocol.failpoints import Failpoint, Failpoints
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.stages import Stages, Stop
+from worker.types import (
+    Failed,
+    Outcome,
+    Position,
+    Predicted,
+    Record,
+    Reference,
+    Request,
+    Skipped,
+    Ticket,
+)
+
+_POLL_S = 0.2
+_POLL_RECORDS = 512
+_REST_S = 1.0
+_STEP_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Pipeline:
+    """Takes records in under the bound, and every one of them to exactly one outcome."""
+
+    def __init__(  # noqa: PLR0913 - the eight stops, handed in by the one place that builds them
+        self,
+        *,
+        consumer: Consumer,
+        resolver: Resolver,
+        registry: Registry,
+        owned: Owned,
+        outbox: Outbox,
+        metrics: Metrics,
+        image_max_bytes: int,
+        forward_headers: frozenset[str],
+        failpoints: Failpoints,
+    ) -> None:
+        self._consumer = consumer
+        self._resolver = resolver
+        self._registry = registry
+        self._owned = owned
+        self._outbox = outbox
+        self._metrics = metrics
+        self._stages = Stages(metrics)
+        self._served = metrics.records.labels("ok", "")
+        self._image_max_bytes = image_max_bytes
+        self._forward_headers = forward_headers
+        self._failpoints = failpoints
+        self._resolving: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._step_at_s = 0.0
+        self.idle_since_s: float | None = None
+        """`time.monotonic()` since when polls brought nothing and nothing is in flight."""
+
+    async def run(self) -> None:
+        """Poll until stopped. Never waits for a batch: outcomes come to `finish` by themselves."""
+        while not self._stopping:
+            # Stop 1: only when the bound has room; a subset of partitions is never polled.
+            if not await self._owned.has_room(_REST_S):
+                await self._consumer.rest()
+                continue
+            room = min(self._owned.bound.room, _POLL_RECORDS)
+            records = await self._consumer.poll(max_records=room, timeout_s=_POLL_S)
+            if records:
+                self.idle_since_s = None
+                self._serve(records)
+            else:
+                await self._rested()
+
+    def stop(self) -> None:
+        """Take nothing more in; what is in flight goes on."""
+        self._stopping = True
+
+    def _serve(self, records: Sequence[Record]) -> None:
+        """The life of these records, stop by stop."""
+        entries = self._track(records)  # 1: they are in flight from here until their commit
+        requests = self._understand(entries)  # 2: envelope -> request
+        direct, referenced = _by_image(requests)
+        if referenced:
+            self._resolve(referenced)  # 2, for those whose image lies elsewhere: in their own time
+        self._dispatch(direct)  # 3 and 4: route, lease, give to an engine within its window
+        # 5, 6 and 7 are the engine's: decode, batch and run, heads. Its outcomes come to `finish`.
+
+    def finish(self, finished: Sequence[Finished]) -> None:
+        """Stop 8: outcomes close their positions; finished prefixes are published, then committed."""
+        now_ms = int(time.time() * 1000)
+        closed: list[tuple[Position, Entry, Outgoing]] = []
+        for ticket, outcome in finished:
+            entry = self._owned.find(ticket.position, ticket.epoch)
+            if entry is not None:  # else: late, its partition has gone
+                outgoing = self._outbox.encode(entry, ticket, outcome, now_ms=now_ms)
+                closed.append((ticket.position, entry, outgoing))
+        self._owned.close(closed)
+        self._observe([outcome for _, outcome in finished])
+
+    def _track(self, records: Sequence[Record]) -> list[Entry]:
+        if self._failpoints:
+            self._failpoints.hit(Failpoint.AFTER_FETCH, *(r.value or b"" for r in records))
+        entries: list[Entry] = []
+        rewound: set[tuple[str, int]] = set()
+        size_bytes = 0
+        for record in records:
+            entry = self._owned.track(record)
+            if entry is not None:
+                entries.append(entry)
+                size_bytes += entry.size_bytes
+            elif record.position[:2] not in rewound:
+                rewound.add(record.position[:2])
+                self._consumer.rewind(record.position)
+        now_s = time.monotonic()
+        self._owned.bound.fetched(len(entries), size_bytes, now_s)
+        return entries
+
+    def _understand(self, entries: Sequence[Entry]) -> list[Request]:
+        began_s = time.monotonic()
+        requests: list[Request] = []
+        for entry in entries:
+            record = entry.record
+            assert record is not None
+            try:
+                entry.request = parse(
+                    record,
+                    image_max_bytes=self._image_max_bytes,
+                    forward_headers=self._forward_headers,
+                )
+            except RecordFault as fault:
+                self._refuse(record, Failed(fault.reason, str(fault)))
+            else:
+                requests.append(entry.request)
+        self._stages.observe(Stop.REQUEST, [time.monotonic() - began_s])
+        return requests
+
+    def _resolve(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            task = asyncio.create_task(self._resolve_one(request), name="resolve")
+            self._resolving.add(task)
+            task.add_done_callback(self._resolving.discard)
+
+    async def _resolve_one(self, request: Request) -> None:
+        try:
+            resolved = await self._resolver.resolve(request)
+        except RecordFault as fault:
+            self._refuse(request.record, Failed(fault.reason, str(fault)))
+        except RecordSkipped as skip:
+            self._refuse(request.record, Skipped(skip.reason, str(skip)))
+        else:
+            self._dispatch([resolved])
+
+    def _dispatch(self, requests: Sequence[Request]) -> None:
+        jobs: list[Job] = []
+        table = self._registry.table
+        for request in requests:
+            record = request.record
+            try:
+                model, reason = route(request, table)
+            except RecordFault as fault:
+                self._refuse(record, Failed(fault.reason, str(fault)))
+                continue
+            except RecordSkipped as skip:
+                self._refuse(record, Skipped(skip.reason, str(skip)))
+                continue
+            ticket = Ticket(record.position, record.epoch, model, reason, table.generation)
+            assert isinstance(request.image, bytes)
+            jobs.append(Job(ticket, request.image, request.deadline_ms))
+        if jobs:
+            self._registry.submit(jobs)
+
+    def _refuse(self, record: Record, outcome: Outcome) -> None:
+        """End a record that never reached an engine."""
+        entry = self._owned.find(record.position, record.epoch)
+        if entry is not None:
+            outgoing = self._outbox.encode(entry, None, outcome, now_ms=int(time.time() * 1000))
+            self._owned.close([(record.position, entry, outgoing)])
+            self._observe([outcome])
+
+    def _observe(self, outcomes: Sequence[Outcome]) -> None:
+        """Feed stage timings and counts, once for a group."""
+        served = [outcome.timing for outcome in outcomes if isinstance(outcome, Predicted)]
+        if served:
+            self._served.inc(len(served))
+            observe = self._stages.observe
+            observe(Stop.DISPATCH, [timing.wait / 1e3 for timing in served])
+            observe(Stop.DECODE, [(timing.decode + timing.preprocess) / 1e3 for timing in served])
+            observe(Stop.BATCH, [timing.run / 1e3 for timing in served])
+            observe(Stop.HEADS, [timing.heads / 1e3 for timing in served])
+        for outcome in outcomes:
+            match outcome:
+                case Failed(reason):
+                    self._metrics.records.labels("failed", reason).inc()
+                case Skipped(reason):
+                    self._metrics.records.labels("skipped", reason).inc()
+                case Predicted():
+                    pass
+
+    async def _rested(self) -> None:
+        """Nothing came: note idleness, and step over what is no record (control records)."""
+        now_s = time.monotonic()
+        if self._owned.bound.records or not self._consumer.joined:
+            self.idle_since_s = None
+            return
+        self.idle_since_s = self.idle_since_s or now_s
+        if now_s >= self._step_at_s:
+            self._step_at_s = now_s + _STEP_S
+            await self._step_over()
+
+    async def _step_over(self) -> None:
+        """Commit the positions of idle partitions, so that lag reaches 0 behind control records.
+
+        Only here, in the task that polls: elsewhere a position may already lie behind records that
+        no ledger has yet.
+        """
+        for partition, epoch in self._owned.idle_partitions():
+            position = await self._consumer.position(partition)
+            if position is not None and self._consumer.epoch == epoch:
+                self._owned.advance(partition, epoch, position)
