@@ -1,0 +1,139 @@
+"""The engine's host: it owns the channel, loads one version, and serves it with its lanes.
+
+Works alike in a process of its own and on a thread of a test: it touches no signals and never ends
+the process.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from worker.engine.batcher import Bounds
+from worker.engine.lanes import Floor, Lane
+from worker.engine.loader import load_model, loaded
+from worker.engine.model import Model
+from worker.engine.queue import Queue, Work
+from worker.engine.reserve import Reserve
+from worker.engine.rows import Rows
+from worker.errors import ChannelError, DeviceError, ModelError
+from worker.protocol.channel import Channel
+from worker.protocol.failpoints import Failpoints
+from worker.protocol.messages import Bye, Load, LoadFailed, Row, SetLimits, Stopped, Submit
+from worker.protocol.page import Page
+from worker.types import Limits
+
+
+class Ending(Enum):
+    """Why an engine ended."""
+
+    STOPPED = "it said Stopped: everything submitted has had its outcome"
+    REFUSED = "it said LoadFailed"
+    GONE = "the worker has gone"
+
+
+def serve(channel: Channel, page: Page, *, on_gone: Callable[[], None] | None = None) -> Ending:
+    """Serve one engine channel from Load to its end; blocks.
+
+    `on_gone` is called as soon as the worker is seen to have gone, before lanes are waited for: a
+    process ends itself there, whatever its lanes are doing. Raises ChannelError for messages out
+    of order, and whatever unexpected a lane raised: such an engine is broken.
+    """
+    load = channel.receive()
+    if load is None:
+        return Ending.GONE
+    if not isinstance(load, Load):
+        raise ChannelError(f"{type(load).__name__} before Load")
+    started_s = time.monotonic()
+    try:
+        model = load_model(load)
+    except ModelError as error:
+        channel.send(LoadFailed("model", str(error), error.file, error.field))
+        return Ending.REFUSED
+    except DeviceError as error:
+        channel.send(LoadFailed("device", str(error), None, None))
+        return Ending.REFUSED
+    host = _Host(channel, page, model, load)
+    host.start()
+    channel.send(loaded(model, load.limits, load_ms=(time.monotonic() - started_s) * 1e3))
+    return host.receive(on_gone)
+
+
+class _Host:
+    def __init__(self, channel: Channel, page: Page, model: Model, load: Load) -> None:
+        self._channel = channel
+        self._queue = Queue(_bounds(model, load.limits))
+        self._floor = Floor(
+            model=model,
+            queue=self._queue,
+            rows=Rows(model.row_shape, model.row_dtype, cap=model.cap(load.limits)),
+            reserve=Reserve(load.decode_bytes),
+            page=page,
+            limits=load.limits,
+            send=channel.send,
+            failpoints=Failpoints(load.failpoint),
+        )
+        self._crash: BaseException | None = None
+        self._lanes = [
+            threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
+            for n in range(min(load.lanes, page.lanes))
+        ]
+
+    def start(self) -> None:
+        for lane in self._lanes:
+            lane.start()
+
+    def receive(self, on_gone: Callable[[], None] | None) -> Ending:
+        while (message := self._channel.receive()) is not None:
+            match message:
+                case Submit(rows):
+                    self._queue.add(_works(rows))
+                case SetLimits(limits):
+                    self._limit(limits)
+                case Bye():
+                    self._drain()
+                    return Ending.STOPPED
+                case _:
+                    raise ChannelError(f"{type(message).__name__} in the middle of serving")
+        if self._crash:
+            raise self._crash
+        if on_gone:
+            on_gone()
+        self._queue.abandon()
+        self._drain_lanes()
+        return Ending.GONE
+
+    def _limit(self, limits: Limits) -> None:
+        model = self._floor.model
+        self._floor.limits = limits
+        self._floor.rows.cap = model.cap(limits)
+        self._queue.bound(_bounds(model, limits))
+
+    def _drain(self) -> None:
+        self._queue.close()
+        self._drain_lanes()
+        if self._crash:
+            raise self._crash
+        self._channel.send(Stopped())
+
+    def _drain_lanes(self) -> None:
+        for lane in self._lanes:
+            lane.join()
+
+    def _lane(self, number: int) -> None:
+        try:
+            Lane(number, self._floor).work()
+        except OSError:  # the worker has gone while this lane was sending; `receive` sees it too
+            return
+        except BaseException as error:  # noqa: BLE001 - a lane that dies quietly would keep its records for ever: the engine must die of it
+            self._crash = error
+            self._channel.close()
+
+
+def _works(rows: tuple[Row, ...]) -> list[Work]:
+    now_s = time.monotonic()
+    return [Work(row.id, row.image, row.alone, len(row.image), now_s) for row in rows]
+
+
+def _bounds(model: Model, limits: Limits) -> Bounds:
+    return Bounds(model.cap(limits), limits.min_size, limits.max_wait_ms / 1e3)
