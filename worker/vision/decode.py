@@ -1,0 +1,61 @@
+"""The one decoder: encoded bytes of a checked image -> upright uint8 RGB.
+
+What comes out, whatever went in (`tests/unit/vision/test_policy.py` is this table as a test):
+
+================================  =================================================================
+orientation                       EXIF of JPEG, PNG (`eXIf`) and WebP and TIFF's tag are applied;
+                                  XMP and text chunks (ImageMagick's) are not
+gray, palette, 1 bit              three channels
+alpha                             dropped: the stored colours, also under full transparency
+16 bits a sample                  the high byte (`v >> 8`)
+CMYK, YCCK (JPEG)                 converted, as Adobe stores it (inverted), without ICC profiles
+ICC profiles, gamma               not applied
+animation (GIF, WebP, APNG)       first frame; of several pages or pictures (TIFF, MPO) the first
+file name, content-type           not looked at
+cut off                           refused, also by its last byte; bytes behind the end do not matter
+12 bits, lossless JPEG, float     refused by `check` as image.type
+================================  =================================================================
+
+It needs `OPENCV_IO_MAX_IMAGE_PIXELS` in the environment before cv2 is imported if pictures beyond
+2^30 pixels are to be served; below that `check` decides alone.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.errors import RecordFault
+from worker.protocol.messages import Buffer
+from worker.types import Reason
+from worker.vision.containers import Header
+
+ImageHwc = NDArray[np.uint8]
+"""Height x width x 3, RGB, upright."""
+
+
+def prepare_process() -> None:
+    """Make OpenCV a good citizen of an engine: no threads of its own, no words on stderr."""
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def decode(data: Buffer, header: Header) -> ImageHwc:
+    """Decode an image that `check` let through; `header` is its answer.
+
+    Raises RecordFault(image.corrupt), and nothing else, for whatever the bytes are.
+    """
+    try:
+        image_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise RecordFault(Reason.IMAGE_CORRUPT, f"{header.format}: {error.err}") from error
+    if image_hwc is None:
+        raise RecordFault(Reason.IMAGE_CORRUPT, f"{header.format}: the decoder refuses its data")
+    height_px, width_px = image_hwc.shape[:2]
+    stored = (header.width_px, header.height_px)
+    if stored not in ((width_px, height_px), (height_px, width_px)):
+        raise RecordFault(
+            Reason.IMAGE_CORRUPT,
+            f"{header.format}: its header says {header.width_px} x {header.height_px} pixels, "
+            f"its data {width_px} x {height_px}",
+        )
+    return image_hwc.astype(np.uint8, copy=False)
