@@ -1,0 +1,117 @@
+"""Processes that outlive the command that started them: start, recognise, stop.
+
+A process is known by its id *and* by a mark (a path) in its command line, so that an id that the
+system gave to somebody else is never taken for ours, nor killed.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from worker.errors import CommandError
+
+ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": os.defpath}
+"""All that a child inherits: a JAVA_TOOL_OPTIONS of the caller must not change what is tested."""
+
+PROC = Path("/proc")
+KILL_DEADLINE_S = 10.0
+POLL_S = 0.02
+
+
+def spawn(argv: list[str], log: Path) -> int:
+    """Start `argv` in a session of its own, output appended to `log`; its process id."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            ENVIRONMENT,
+            setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), appending, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
+    except OSError as error:
+        raise CommandError(f"{argv[0]} cannot be started: {error}") from error
+
+
+def alive(pid: int, mark: str) -> bool:
+    """Whether `pid` runs and is still the process with `mark` in its command line."""
+    return mark in (command_line(pid) or "")
+
+
+def command_line(pid: int) -> str | None:
+    """Command line of a process, its words separated by spaces.
+
+    None when there is no such process; empty while one is ending (it still holds ports and files).
+    """
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # ours, in library form: nobody else would reap it
+    if not PROC.exists():
+        ps = ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)]
+        return subprocess.run(ps, capture_output=True, text=True, check=False).stdout or None
+    try:
+        words = (PROC / str(pid) / "cmdline").read_bytes()
+        if not words and _is_zombie(pid):
+            return None
+    except OSError:
+        return None
+    return words.replace(b"\0", b" ").decode(errors="replace")
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether nothing but the exit status is left: the last thread of a process is its end."""
+    state = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    return state == "Z" and len(list((PROC / str(pid) / "task").iterdir())) == 1
+
+
+def stop_all(
+    processes: Iterable[tuple[int, str]],
+    *,
+    grace_s: float,
+    first: signal.Signals = signal.SIGTERM,
+) -> None:
+    """End processes, given as (id, mark), side by side: `first`, after `grace_s` SIGKILL.
+
+    Nothing happens to a stranger's process. Raises CommandError for one that will not go.
+    """
+    left = list(processes)
+    for sign, patience_s in ((first, grace_s), (signal.SIGKILL, KILL_DEADLINE_S)):
+        left = [(pid, mark) for pid, mark in left if alive(pid, mark)]
+        for pid, _ in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sign)
+        end_s = time.monotonic() + patience_s
+        left = [
+            (pid, mark)
+            for pid, mark in left
+            if not wait_gone(pid, mark, deadline_s=end_s - time.monotonic())
+        ]
+    if left:
+        raise CommandError(f"processes {[pid for pid, _ in left]} do not end, not even by SIGKILL")
+
+
+def wait_gone(pid: int, mark: str, *, deadline_s: float) -> bool:
+    """Wait until a process has ended wholly; False when it is still there at the deadline."""
+    end_s = time.monotonic() + deadline_s
+    while (line := command_line(pid)) is not None and (not line or mark in line):
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """Last lines of a log, for the message of an error."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return "(no log)"
+    return "\n".join(text.splitlines()[-lines:])
