@@ -1,0 +1,125 @@
+"""What all engines of this worker may use together, and the share of one.
+
+Measured from the machine as this process sees it: its affinity, its control group.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from worker.config import Settings
+from worker.errors import SettingsError
+from worker.types import Limits
+
+DECODE_BYTES_PER_PIXEL = 16
+"""What a lane reserves before it decodes: OpenCV really peaks at 6 to 16 bytes a pixel."""
+_DECODE_FLOOR_BYTES = 256 << 20
+"""Many lanes shall not wait for each other only because the largest picture allowed is small."""
+_AUTO_MAX_SIZE = 16
+"""On CPU a batch gains at most 15 % (measured), most of it up to here."""
+
+
+class Share(NamedTuple):
+    """What one engine may use."""
+
+    lanes: int
+    decode_bytes: int
+
+
+class Budget(NamedTuple):
+    """What all engines may use together."""
+
+    lanes: int
+    decode_bytes: int
+    largest_bytes: int
+    """What decoding the largest picture allowed needs."""
+    memory_bytes: int
+    """What this process and its engines have, by the machine and the control group."""
+
+    def share(self, models: int, index: int = 0) -> Share:
+        """Return the share of model number `index` of `models`; the first get what lanes are left.
+
+        Every engine has at least one lane and can decode the largest picture allowed: with more
+        models than cores, or than largest pictures in `decode_bytes`, the sum is above the budget.
+        While one version takes over from another of the same model, both have its share: one of
+        the two is warming or draining.
+        """
+        lanes = self.lanes // models + (index < self.lanes % models)
+        return Share(max(1, lanes), max(self.largest_bytes, self.decode_bytes // models))
+
+
+def budget_of(settings: Settings) -> Budget:
+    """Measure and decide the budget.
+
+    Raises SettingsError when `limits.decode_bytes` cannot hold one picture of
+    `limits.image_max_pixels`.
+    """
+    largest_bytes = DECODE_BYTES_PER_PIXEL * settings.limits.image_max_pixels
+    asked_bytes = settings.limits.decode_bytes
+    decode_bytes = max(largest_bytes, _DECODE_FLOOR_BYTES) if asked_bytes == "auto" else asked_bytes
+    if decode_bytes < largest_bytes:
+        raise SettingsError(
+            f"limits.decode_bytes: {decode_bytes} bytes cannot hold one picture of "
+            f"limits.image_max_pixels ({settings.limits.image_max_pixels}), which takes "
+            f"{largest_bytes}: raise the one or lower the other"
+        )
+    lanes = settings.engine.lanes
+    return Budget(
+        lanes=cores() if lanes == "auto" else lanes,
+        decode_bytes=decode_bytes,
+        largest_bytes=largest_bytes,
+        memory_bytes=memory_bytes(),
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return the first limits; later ones come from the control channel."""
+    batch, limits = settings.batch, settings.limits
+    return Limits(
+        max_size=_AUTO_MAX_SIZE if batch.max_size == "auto" else batch.max_size,
+        min_size=batch.min_size,
+        max_wait_ms=batch.max_wait_ms,
+        max_bytes=batch.max_bytes,
+        image_max_bytes=limits.image_max_bytes,
+        image_max_pixels=limits.image_max_pixels,
+    )
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may keep busy: by its affinity and its CPU quota.
+
+    ONNX Runtime and `os.cpu_count` know of neither: in a container with 2 of 64 cores they would
+    start 64 threads, which the quota then stops for most of every period.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quotas = []
+    for text in _read_up(root, "cpu.max"):
+        quota, _, period = text.partition(" ")
+        if quota != "max":
+            quotas.append(int(quota) / int(period))
+    return max(1, int(min([affinity or 1, *quotas])))
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that this process may use: the machine's, or its control group's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [int(text) for text in _read_up(root, "memory.max") if text != "max"]
+    return min([machine, *limits])
+
+
+def _read_up(root: Path, name: str) -> list[str]:
+    """Return what a file of control groups v2 says in the group of this process and those above."""
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    group = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    folder = mount / group.strip("/")
+    found = []
+    for place in (folder, *folder.parents):
+        if (place / name).is_file():
+            found.append((place / name).read_text().strip())
+        if place == mount:
+            break
+    return found

@@ -1,0 +1,154 @@
+"""One engine: a started peer, its channel and its page, from the load of a model to its end."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+from worker.errors import ChannelError, DeviceError, EngineFault, ModelError
+from worker.inference.process import EngineEnd, Peer, Spawn
+from worker.protocol.channel import AsyncChannel, socket_pair
+from worker.protocol.messages import (
+    Bye,
+    Load,
+    Loaded,
+    LoadFailed,
+    Message,
+    Row,
+    SetLimits,
+    Submit,
+)
+from worker.protocol.page import Page, Phase
+from worker.types import Limits, ModelRef
+
+LOAD_DEADLINE_S = 600.0
+"""A load that takes longer is a hang. Loading reads gigabytes and warms every batch size."""
+_MAX_IDS = 4096
+"""The largest `batch.max_size`: the page must name every row of a batch."""
+_LAST_WORDS_S = 2.0
+"""How long an engine that closed its channel may take to end by itself (a core dump)."""
+_KILL_S = 10.0
+
+
+class EngineSpec(NamedTuple):
+    """What makes an engine: it is the same for every respawn."""
+
+    ref: ModelRef
+    load: Load
+    watchdog_s: float | None
+    """Age of a lane's work above which it hangs; None: by the measured service times."""
+
+
+class Engine:
+    """A warm engine. Made by `start`; must be destroyed."""
+
+    def __init__(self, peer: Peer, channel: AsyncChannel, page: Page, loaded: Loaded) -> None:
+        self._peer = peer
+        self._channel = channel
+        self._page = page
+        self.loaded = loaded
+        self.started_s = time.monotonic()
+        self.condemned: str | None = None
+        """Why it was killed by us, if it was."""
+
+    @classmethod
+    async def start(cls, spec: EngineSpec, spawn: Spawn) -> Self:
+        """Start an engine and load its version.
+
+        Raises ModelError or DeviceError as the engine reports, EngineFault when it dies or hangs
+        while it loads, OSError when no process can be started. Nothing is left behind.
+        """
+        ours, theirs = socket_pair()
+        page = Page.make(lanes=spec.load.lanes, max_ids=_MAX_IDS)
+        try:
+            channel = await AsyncChannel.open(ours)
+            peer = spawn(EngineEnd(theirs, page, spec.load.lanes, _MAX_IDS))
+        except BaseException:
+            ours.close()
+            theirs.close()
+            page.close()
+            raise
+        try:
+            channel.send(spec.load)
+            async with asyncio.timeout(LOAD_DEADLINE_S):
+                return cls(peer, channel, page, _loaded(await channel.receive()))
+        except EngineFault:
+            how = await _end(peer, channel, page)
+            raise EngineFault(f"the engine of {spec.ref} died while it loaded: {how}") from None
+        except TimeoutError:
+            peer.kill()
+            how = await _end(peer, channel, page)
+            raise EngineFault(
+                f"the engine of {spec.ref} did not load within {LOAD_DEADLINE_S:g} s: {how}"
+            ) from None
+        except BaseException:
+            peer.kill()
+            await _end(peer, channel, page)
+            raise
+
+    @property
+    def pid(self) -> int | None:
+        return self._peer.pid
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        self._channel.send(Submit(tuple(rows)))
+
+    def set_limits(self, limits: Limits) -> None:
+        self._channel.send(SetLimits(limits))
+
+    def say_bye(self) -> None:
+        self._channel.send(Bye())
+
+    async def receive(self) -> Message | None:
+        """Wait for the next message; None when the engine has gone."""
+        return await self._channel.receive()
+
+    def condemn(self, why: str) -> None:
+        """Kill it; `receive` then returns None."""
+        self.condemned = self.condemned or why
+        self._peer.kill()
+
+    def held(self) -> frozenset[int]:
+        """Return the rows that its lanes are working on, or were when it died."""
+        return frozenset(row for lane in self._page.read() for row in lane.ids)
+
+    def held_longer_than(self, age_s: float) -> frozenset[int]:
+        """Return the rows of the lanes that have been at them for longer than this."""
+        since_s = time.monotonic() - age_s
+        return frozenset(
+            row
+            for lane in self._page.read()
+            if lane.phase is not Phase.IDLE and lane.since_s < since_s
+            for row in lane.ids
+        )
+
+    async def destroy(self) -> str:
+        """End it if it still lives, reap it, free what it had; return how it ended."""
+        how = await _end(self._peer, self._channel, self._page)
+        return f"{self.condemned}: {how}" if self.condemned else how
+
+
+def _loaded(answer: Message | None) -> Loaded:
+    match answer:
+        case Loaded():
+            return answer
+        case LoadFailed("device", message):
+            raise DeviceError(message)
+        case LoadFailed(_, message, file, field):
+            raise ModelError(message, file=file, field=field)
+        case None:
+            raise EngineFault("it died")
+        case _:
+            raise ChannelError(f"{type(answer).__name__} in answer to Load")
+
+
+async def _end(peer: Peer, channel: AsyncChannel, page: Page) -> str:
+    """Close the channel, on which an engine ends by itself; kill it when it does not."""
+    channel.close()
+    try:
+        how = await peer.ended(_LAST_WORDS_S)
+    finally:
+        peer.kill()
+    how = how or await peer.ended(_KILL_S) or "it could not be killed"
+    page.close()
+    return how

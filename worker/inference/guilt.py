@@ -1,0 +1,104 @@
+"""Who killed the engine: a pure state machine over row numbers.
+
+Rows that an engine held when it died or hung, or whose run raised, are suspects. A suspect is run
+again alone; what ends well is free. Guilty is the one that fails again alone *after another record
+passed* since its first failure: so an engine, a device or a model that fails at everything makes
+nobody guilty, and neither does one that recovers, because the suspects are run once more first.
+
+That another record passes is sought before a suspect is tried: a witness, a record that was not
+suspected, runs alone first. A killer then costs two engines, its own and the one that convicts it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LAST_RESORT_ENGINES = 3
+"""Engines that a record must fail alone to be guilty when there is no other record at all: each
+of them proved itself on the golden samples, which are the witness of last resort."""
+
+FAILURES_TO_REPLACE = 3
+"""Rows that one engine fails alone, one after the other and none passing: it is replaced."""
+
+
+@dataclass
+class _Case:
+    passes_before: int
+    """How many records had passed when it failed for the first time."""
+    alone: int = 0
+    """How often it failed alone."""
+    engines: int = 0
+    """How many engines it failed alone."""
+    last_engine: int = 0
+
+
+class Guilt:
+    """The suspects of one model version. Rows are known by their numbers."""
+
+    def __init__(self) -> None:
+        self._cases: dict[int, _Case] = {}
+        self._passes = 0
+        self._engine = 0
+        self._in_a_row = 0
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """Rows that must run alone, in the order in which they were suspected."""
+        return tuple(self._cases)
+
+    @property
+    def clear(self) -> bool:
+        """Nobody is suspected: rows may run together."""
+        return not self._cases
+
+    @property
+    def engine_suspected(self) -> bool:
+        """This engine failed at several rows alone, and none passed."""
+        return self._in_a_row >= FAILURES_TO_REPLACE
+
+    def engine_started(self) -> None:
+        """Another engine has loaded and proved itself on the golden samples."""
+        self._engine += 1
+        self._in_a_row = 0
+
+    def passed(self, rows: Iterable[int]) -> None:
+        """Tell that these rows were served."""
+        for row in rows:
+            self._passes += 1
+            self._cases.pop(row, None)
+        self._in_a_row = 0
+
+    def closed(self, row: int) -> None:
+        """Tell that a row ended otherwise (a broken image, expired): evidence of nothing."""
+        self._cases.pop(row, None)
+
+    def suspect(self, rows: Iterable[int]) -> None:
+        """Tell which rows were held when the engine died, or were in the run that raised."""
+        for row in rows:
+            self._cases.setdefault(row, _Case(self._passes))
+
+    def failed_alone(self, row: int, *, others: bool) -> bool:
+        """Tell that a row failed with nothing else in the engine; return whether it is guilty.
+
+        `others`: other records wait, who could still be witnesses. A guilty row is forgotten.
+        """
+        self._in_a_row += 1
+        case = self._cases.setdefault(row, _Case(self._passes))
+        case.alone += 1
+        if case.last_engine != self._engine:
+            case.last_engine = self._engine
+            case.engines += 1
+        last_resort = not others and case.engines >= LAST_RESORT_ENGINES
+        guilty = self._passes > case.passes_before or last_resort
+        if guilty:
+            del self._cases[row]
+        return guilty
+
+    def next_alone(self, witness: int | None) -> int:
+        """Return which row to run alone now: a suspect, or the witness that is offered.
+
+        The suspects that failed alone least often come first. Raises ValueError when clear.
+        """
+        row, case = min(self._cases.items(), key=lambda item: item[1].alone)
+        if witness is not None and self._passes == case.passes_before:
+            return witness
+        return row
