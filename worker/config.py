@@ -177,6 +177,11 @@ def debug() -> bool:
     return bool(os.environ.get("DARKROOM_DEBUG"))
 
 
+def environment() -> dict[str, str]:
+    """Return the environment, for processes that we start."""
+    return dict(os.environ)
+
+
 def cache_dir() -> Path:
     """Return the user's folder for what can be downloaded again (Kafka's jars)."""
     root = os.environ.get("XDG_CACHE_HOME")

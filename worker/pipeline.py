@@ -73,8 +73,12 @@ class Pipeline:
         self._resolving: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._step_at_s = 0.0
-        self.idle_since_s: float | None = None
-        """`time.monotonic()` since when polls brought nothing and nothing is in flight."""
+        self._idle_since_s: float | None = None
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since when polls bring nothing and nothing is in flight."""
+        return 0.0 if self._idle_since_s is None else time.monotonic() - self._idle_since_s
 
     async def run(self) -> None:
         """Poll until stopped. Never waits for a batch: outcomes come to `finish` by themselves."""
@@ -86,7 +90,7 @@ class Pipeline:
             room = min(self._owned.bound.room, _POLL_RECORDS)
             records = await self._consumer.poll(max_records=room, timeout_s=_POLL_S)
             if records:
-                self.idle_since_s = None
+                self._idle_since_s = None
                 self._serve(records)
             else:
                 await self._rested()
@@ -96,17 +100,18 @@ class Pipeline:
         self._stopping = True
 
     def _serve(self, records: Sequence[Record]) -> None:
-        """The life of these records, stop by stop."""
+        """Carry records through the first four stops; their life is read off here, line by line."""
         entries = self._track(records)  # 1: they are in flight from here until their commit
         requests = self._understand(entries)  # 2: envelope -> request
-        direct, referenced = _by_image(requests)
-        if referenced:
-            self._resolve(referenced)  # 2, for those whose image lies elsewhere: in their own time
-        self._dispatch(direct)  # 3 and 4: route, lease, give to an engine within its window
-        # 5, 6 and 7 are the engine's: decode, batch and run, heads. Its outcomes come to `finish`.
+        ready = [request for request in requests if isinstance(request.image, bytes)]
+        if len(ready) < len(requests):
+            self._resolve([r for r in requests if isinstance(r.image, Reference)])  # 2, in its time
+        self._dispatch(ready)  # 3 and 4: route, lease, give to an engine within its window
+        # 5, 6 and 7 are the engine's: decode, batch and run, heads. Its outcomes come to `finish`,
+        # which is 8: close the position, publish the finished prefix, commit.
 
     def finish(self, finished: Sequence[Finished]) -> None:
-        """Stop 8: outcomes close their positions; finished prefixes are published, then committed."""
+        """Stop 8: outcomes close their positions, and what is finished at the head is published."""
         now_ms = int(time.time() * 1000)
         closed: list[tuple[Position, Entry, Outgoing]] = []
         for ticket, outcome in finished:
@@ -220,9 +225,9 @@ class Pipeline:
         """Nothing came: note idleness, and step over what is no record (control records)."""
         now_s = time.monotonic()
         if self._owned.bound.records or not self._consumer.joined:
-            self.idle_since_s = None
+            self._idle_since_s = None
             return
-        self.idle_since_s = self.idle_since_s or now_s
+        self._idle_since_s = self._idle_since_s or now_s
         if now_s >= self._step_at_s:
             self._step_at_s = now_s + _STEP_S
             await self._step_over()

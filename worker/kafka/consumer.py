@@ -89,8 +89,10 @@ class Consumer:
             await _stopped(consumer)
             raise
         self._consumer = consumer
+        self._ownership = ownership
         self._errors = 0
-        consumer.subscribe(list(settings.input_topics), listener=_Listener(self, self._ownership))
+        self._ownership = ownership
+        consumer.subscribe(list(settings.input_topics), listener=_Listener(self))
         log.info("joining", group=settings.group_id, topics=settings.input_topics)
 
     async def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:

@@ -37,7 +37,7 @@ class Mark(NamedTuple):
 
 
 class Delivery(Protocol):
-    """Three verbs (and `advance`, over what is no record); the commit timer is the implementation's own."""
+    """Three verbs, and `advance` over what is no record; the commit timer is its own affair."""
 
     def open(
         self, partition: Partition, epoch: int, *, on_committed: Callable[[int], None]

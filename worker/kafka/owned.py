@@ -33,6 +33,7 @@ class Owned:
         self._stages = Stages(metrics)
         self._ledgers: dict[Partition, Ledger] = {}
         self._publishing: dict[Partition, asyncio.Task[None]] = {}
+        self._committed: dict[Partition, int] = {}
         self._moved = asyncio.Event()
 
     @property
@@ -124,6 +125,10 @@ class Owned:
         """Return (partition, epoch) of those that have nothing in flight at all."""
         return [(p, ledger.epoch) for p, ledger in self._ledgers.items() if ledger.empty]
 
+    def committed(self, partition: Partition) -> int | None:
+        """Return the offset that is committed in this ownership; None before the first commit."""
+        return self._committed.get(partition)
+
     def advance(self, partition: Partition, epoch: int, position: int) -> None:
         """Let an idle partition be committed up to a position behind its last record."""
         self._delivery.advance(partition, Mark(epoch, position))
@@ -142,6 +147,7 @@ class Owned:
 
     def _committer(self, ledger: Ledger) -> Callable[[int], None]:
         def committed(next_offset: int) -> None:
+            self._committed[ledger.partition] = next_offset
             self.bound.released(*ledger.committed(next_offset))
             self._moved.set()
 
@@ -150,6 +156,7 @@ class Owned:
     def _forget(self, partitions: Iterable[Partition]) -> None:
         for partition in list(partitions):
             ledger = self._ledgers.pop(partition)
+            self._committed.pop(partition, None)
             task = self._publishing.pop(partition, None)
             if task is not None:
                 task.cancel()

@@ -83,7 +83,8 @@ class Producer:
             futures.append(future)
         target = source_partition % facts.output_partitions
         for batch in _batches(client, outgoing):
-            futures.append(await client.send_batch(batch, facts.output_topic, partition=target))
+            future = await client.send_batch(batch, facts.output_topic, partition=target)
+            futures.append(future)
         acknowledged = asyncio.gather(*futures, return_exceptions=True)
         await asyncio.wait((acknowledged, gone), return_when=asyncio.FIRST_COMPLETED)
         if not acknowledged.done():

@@ -19,6 +19,8 @@ class RoutingTable(NamedTuple):
     """Model name -> version that the desired state names, whether this worker has it or not."""
     active: Mapping[str, str]
     """Model name -> version that this worker serves."""
+    generation: int | None = None
+    """Of the desired state; None when that comes from the settings."""
 
 
 class Route(NamedTuple):

@@ -1,0 +1,277 @@
+"""The one place that knows everything: builds the worker, starts and stops it, in order."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from worker.config import Settings, environment
+from worker.control.messages import desired
+from worker.control.reconciler import reconcile
+from worker.errors import BrokerUnavailable, ModelError
+from worker.inference.budget import budget_of, limits_of
+from worker.inference.dispatcher import Finished
+from worker.inference.process import engine_environment, process_spawner
+from worker.kafka.consumer import Consumer
+from worker.kafka.delivery import AtLeastOnce
+from worker.kafka.ledger import Bound
+from worker.kafka.outbox import Outbox
+from worker.kafka.owned import Owned
+from worker.kafka.producer import Producer
+from worker.kafka.resolve import Resolver
+from worker.kafka.topics import TopicFacts, inspect_topics
+from worker.membership import Membership
+from worker.models.registry import EngineOptions, Registry
+from worker.models.repository import Repository, demo_repository
+from worker.pipeline import Pipeline
+from worker.protocol.failpoints import Failpoints
+from worker.protocol.messages import Outcomes
+from worker.telemetry.health import Health, State
+from worker.telemetry.metrics import Metrics
+from worker.types import ModelRef
+
+_RETRY_S = 2.0
+_ENGINES_DEADLINE_S = 5.0
+_EXIT_SLACK_S = 15.0
+
+NOT_DRAINED = 7
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """One worker, from its settings to its exit code."""
+
+    def __init__(self, settings: Settings, *, failpoint: str | None = None) -> None:
+        self._settings = settings
+        self._failpoint = failpoint
+        self._failpoints = Failpoints(failpoint)
+        self._metrics = Metrics()
+        self._state = State()
+        self._id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._pipeline: Pipeline | None = None
+        self._stop = asyncio.Event()
+
+    async def run(self, *, until_idle_s: float | None = None) -> int:
+        """Serve until a signal (or until idle for so long); return the exit code of the contract.
+
+        Raises DarkroomError, with its exit code, for what cannot be served at all.
+        """
+        settings = self._settings
+        health = Health(
+            self._metrics, self._state, host=settings.http.host, port=settings.http.port
+        )
+        with _signals(self._stop, deadline_s=settings.shutdown.drain_deadline_s):
+            try:
+                port = await health.start()
+                log.info("worker starting", worker=self._id, http=f"{settings.http.host}:{port}")
+                return await self._serve(until_idle_s)
+            finally:
+                await health.stop()
+
+    async def _serve(self, until_idle_s: float | None) -> int:
+        registry = self._registry()
+        try:
+            await self._load_models(registry)
+            facts = await self._until_answered()
+            if facts is None:
+                return 0  # stopped before anything was taken in
+            return await self._consume(registry, facts, until_idle_s)
+        finally:
+            await registry.close(_ENGINES_DEADLINE_S)
+
+    async def _consume(
+        self, registry: Registry, facts: TopicFacts, until_idle_s: float | None
+    ) -> int:
+        settings = self._settings
+        bound = Bound(
+            max_records=settings.limits.in_flight_records,
+            max_bytes=settings.limits.in_flight_bytes,
+            max_s=settings.limits.in_flight_s,
+            floor=4 * registry.capacity_rows,
+        )
+        producer = Producer(settings.kafka, facts)
+        consumer = Consumer(settings.kafka, drain_deadline_s=settings.shutdown.drain_deadline_s)
+        delivery = AtLeastOnce(
+            producer,
+            consumer,
+            commit_interval_s=settings.kafka.commit_interval_ms / 1000,
+            bound=bound,
+            metrics=self._metrics,
+            failpoints=self._failpoints,
+        )
+        owned = Owned(delivery, bound, self._metrics)
+        self._pipeline = pipeline = Pipeline(
+            consumer=consumer,
+            resolver=Resolver(),
+            registry=registry,
+            owned=owned,
+            outbox=Outbox(
+                facts, worker=self._id, omit_failures=settings.results.failures == "omit"
+            ),
+            metrics=self._metrics,
+            image_max_bytes=settings.limits.image_max_bytes,
+            forward_headers=frozenset(settings.kafka.forward_headers),
+            failpoints=self._failpoints,
+        )
+        self._metrics.in_flight_records.set_function(lambda: bound.records)
+        self._metrics.in_flight_bytes.set_function(lambda: bound.size_bytes)
+        membership = Membership(consumer, owned, registry, self._state, self._metrics)
+        await producer.start()
+        loops = [
+            asyncio.create_task(pipeline.run(), name="pipeline"),
+            asyncio.create_task(delivery.run(), name="commit-timer"),
+            asyncio.create_task(membership.run(), name="membership"),
+        ]
+        try:
+            await self._until_stopped(loops, pipeline, until_idle_s)
+        finally:
+            drained = await self._drain(pipeline, owned, consumer, loops)
+            await producer.stop()
+        return 0 if drained else NOT_DRAINED
+
+    async def _until_stopped(
+        self, loops: Sequence[asyncio.Task[None]], pipeline: Pipeline, until_idle_s: float | None
+    ) -> None:
+        """Wait for a signal, for idleness where that was asked, or for a loop that ends."""
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            while True:
+                done, _ = await asyncio.wait(
+                    (*loops, stop), timeout=0.2, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
+                if done:
+                    return
+                if until_idle_s is not None and pipeline.idle_s >= until_idle_s:
+                    log.info("idle", seconds=until_idle_s)
+                    return
+        finally:
+            stop.cancel()
+
+    async def _drain(
+        self,
+        pipeline: Pipeline,
+        owned: Owned,
+        consumer: Consumer,
+        loops: Sequence[asyncio.Task[None]],
+    ) -> bool:
+        """Stop in order, each step with its deadline; True when nothing was left behind."""
+        deadline_s = self._settings.shutdown.drain_deadline_s
+        began_s = time.monotonic()
+        self._state.unready("worker", "stopping")
+        pipeline.stop()  # nothing more is taken in
+        loops[-1].cancel()  # nor joined again
+        drained = await owned.drain(deadline_s)  # outcomes, results, commits
+        for task in loops:
+            task.cancel()
+        await consumer.leave()  # others get our partitions at once
+        await asyncio.wait(loops, timeout=1.0)
+        log.info(
+            "worker drained" if drained else "worker not drained: records will be read again",
+            unfinished=owned.unfinished,
+            seconds=round(time.monotonic() - began_s, 3),
+        )
+        return drained
+
+    def _registry(self) -> Registry:
+        settings = self._settings
+        folder = settings.models.repository
+        if folder is None:
+            log.info("models.repository is not set: serving the demo's own models")
+        repository = Repository(
+            Path(folder) if folder is not None else demo_repository(),
+            settings.data_dir / "seen.json",
+        )
+        engine = settings.engine
+        return Registry(
+            repository,
+            budget_of(settings),
+            options=EngineOptions(
+                limits=limits_of(settings),
+                policy=engine.policy,
+                session=engine.session,
+                watchdog_s=None if engine.watchdog_s == "auto" else engine.watchdog_s,
+                max_loaded=settings.models.max_loaded,
+                failpoint=self._failpoint,
+            ),
+            spawn=process_spawner(
+                engine_environment(environment(), image_max_pixels=settings.limits.image_max_pixels)
+            ),
+            on_outcomes=self._finished,
+            observe=self._batch_ran,
+        )
+
+    def _batch_ran(self, _: ModelRef, outcomes: Outcomes) -> None:
+        if outcomes.batch_size:
+            self._metrics.batch_rows.observe(outcomes.batch_size)
+
+    def _finished(self, finished: Sequence[Finished]) -> None:
+        assert self._pipeline is not None
+        self._pipeline.finish(finished)
+
+    async def _load_models(self, registry: Registry) -> None:
+        """Load what the settings name. Raises ModelError when a model cannot be served."""
+        self._state.unready("models", "loading")
+        models = self._settings.models
+        failures = await reconcile(desired(models.active, models.default), registry)
+        for failure in failures:
+            if not registry.active:
+                raise failure.error
+        if models.default not in registry.active:
+            raise ModelError(f"the default model {models.default!r} cannot be served")
+        self._state.ready("models")
+        self._state.ready("worker")
+
+    async def _until_answered(self) -> TopicFacts | None:
+        """Ask the brokers for our topics until they answer; None when stopped meanwhile."""
+        while not self._stop.is_set():
+            try:
+                facts = await inspect_topics(self._settings.kafka)
+            except BrokerUnavailable as error:
+                self._state.unready("kafka", str(error))
+                log.warning("waiting for Kafka", error=str(error))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY_S):
+                        await self._stop.wait()
+            else:
+                self._state.ready("kafka")
+                return facts
+        return None
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, *, deadline_s: float) -> Iterator[None]:
+    """Drain at the first SIGTERM or SIGINT; end at once at a second, or when the drain hangs."""
+    loop = asyncio.get_running_loop()
+    last: list[threading.Timer] = []
+
+    def asked(name: str) -> None:
+        if stop.is_set():
+            log.warning("second signal: stopping at once", signal=name)
+            os._exit(NOT_DRAINED)
+        log.info("draining", signal=name)
+        stop.set()
+        timer = threading.Timer(deadline_s + _EXIT_SLACK_S, os._exit, (NOT_DRAINED,))
+        timer.daemon = True
+        timer.start()
+        last.append(timer)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number.name)
+    try:
+        yield
+    finally:
+        for timer in last:
+            timer.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,113 @@
+"""When the worker is in its group: only while it can serve. Samples lag; rebuilds a stuck consumer.
+
+It looks and decides once in a while; it never touches a record.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from worker.errors import BrokerRefused, BrokerUnavailable
+from worker.kafka.consumer import Consumer
+from worker.kafka.owned import Owned
+from worker.models.registry import Registry
+from worker.telemetry.health import State
+from worker.telemetry.metrics import Metrics
+from worker.types import Partition
+
+_LOOK_S = 1.0
+_LAG_S = 5.0
+_LEAVE_AFTER_S = 60.0
+_STUCK_S = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+class Membership:
+    """Models warm -> join; no model to be had for long -> leave, so that others take over."""
+
+    def __init__(
+        self, consumer: Consumer, owned: Owned, registry: Registry, state: State, metrics: Metrics
+    ) -> None:
+        self._consumer = consumer
+        self._owned = owned
+        self._registry = registry
+        self._state = state
+        self._metrics = metrics
+        self._unready_since_s: float | None = None
+        self._lag_at_s = 0.0
+        self._shown: frozenset[Partition] = frozenset()
+        self._seen: dict[Partition, tuple[int, float]] = {}
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await self._look(time.monotonic())
+            await asyncio.sleep(_LOOK_S if self._consumer.member else _LOOK_S / 4)
+
+    async def _look(self, now_s: float) -> None:
+        if self._registry.ready:
+            self._unready_since_s = None
+            self._state.ready("models")
+        else:
+            self._unready_since_s = self._unready_since_s or now_s
+            self._state.unready("models", "an engine is starting or has failed")
+        problems = self._registry.health()
+        if problems:
+            self._state.dead("engines", "; ".join(problems))
+        else:
+            self._state.alive("engines")
+        if not self._consumer.member:
+            if self._registry.ready:
+                await self._join()
+        elif self._unready_since_s is not None and now_s - self._unready_since_s > _LEAVE_AFTER_S:
+            log.warning("leaving the group: no model can be served", seconds=_LEAVE_AFTER_S)
+            await self._owned.revoked(0.0)
+            await self._consumer.leave()
+        if self._consumer.joined:
+            self._state.ready("group")
+        else:
+            self._state.unready("group", "not in the consumer group, or waiting for partitions")
+        if self._consumer.member and now_s - self._lag_at_s >= _LAG_S:
+            self._lag_at_s = now_s
+            await self._sample(now_s)
+
+    async def _join(self) -> None:
+        try:
+            await self._consumer.join(self._owned)
+        except BrokerUnavailable as error:
+            self._state.unready("kafka", str(error))
+            log.warning("not joined yet", error=str(error))
+        else:
+            self._state.ready("kafka")
+
+    async def _sample(self, now_s: float) -> None:
+        """Show the lag, and rebuild a consumer that has not moved though it could."""
+        partitions = self._owned.partitions
+        try:
+            ends = await self._consumer.ends(partitions)
+        except (BrokerUnavailable, BrokerRefused) as error:
+            self._state.unready("kafka", str(error))
+            return
+        self._state.ready("kafka")
+        for topic, number in self._shown - partitions:
+            self._metrics.consumer_lag.remove(topic, str(number))
+        for partition, (position, end) in ends.items():
+            lag = end - (self._owned.committed(partition) or position)
+            self._metrics.consumer_lag.labels(partition.topic, str(partition.partition)).set(lag)
+        self._shown = frozenset(ends)
+        stuck = [p for p, (position, end) in ends.items() if self._stuck(p, position, end, now_s)]
+        if stuck and self._owned.bound.room:
+            self._seen.clear()
+            try:
+                await self._consumer.rebuild(f"no progress for {_STUCK_S:g} s on {stuck}")
+            except (BrokerUnavailable, BrokerRefused) as error:
+                log.warning("consumer not rebuilt", error=str(error))
+
+    def _stuck(self, partition: Partition, position: int, end: int, now_s: float) -> bool:
+        at, since_s = self._seen.get(partition, (-1, now_s))
+        if at != position or position >= end or not self._owned.bound.room:
+            self._seen[partition] = (position, now_s)
+            return False
+        return now_s - since_s > _STUCK_S
