@@ -224,12 +224,13 @@ def _center_crop(reader: Reader, value: Any, field: str) -> CenterCrop:
     square = reader.flag(members["square"], f"{field}.square")
     if isinstance(value, dict) and square == (members["output_size"] is not ABSENT):
         reader.wrong(field, "must have either square: true or output_size")
-    if members["output_size"] is ABSENT:
-        return CenterCrop(square=square)
     size = members["output_size"]
-    if not isinstance(size, list):
-        size = [size, size]
-    return CenterCrop(output_size=_size(reader, size, f"{field}.output_size"))
+    if size is ABSENT:
+        return CenterCrop(square=square)
+    if isinstance(size, list):
+        return CenterCrop(output_size=_size(reader, size, f"{field}.output_size"))
+    side = _side(reader, size, f"{field}.output_size")
+    return CenterCrop(output_size=(side, side))
 
 
 def _resize(reader: Reader, value: Any, field: str) -> Resize:

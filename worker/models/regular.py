@@ -34,8 +34,7 @@ def open_regular(folder: Path, name: str, *, field: str | None = None) -> Buffer
         raise ModelError(
             f"cannot be opened: {error.strerror}", file=str(path), field=field
         ) from error
-    stream = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        stream.close()
+        os.close(descriptor)
         raise ModelError("is not a regular file", file=str(path), field=field)
-    return stream
+    return os.fdopen(descriptor, "rb")
