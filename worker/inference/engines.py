@@ -62,7 +62,8 @@ class Engine:
         page = Page.make(lanes=spec.load.lanes, max_ids=_MAX_IDS)
         try:
             channel = await AsyncChannel.open(ours)
-            peer = spawn(EngineEnd(theirs, page, spec.load.lanes, _MAX_IDS))
+            pixels = spec.load.limits.image_max_pixels
+            peer = spawn(EngineEnd(theirs, page, spec.load.lanes, _MAX_IDS, pixels))
         except BaseException:
             ours.close()
             theirs.close()

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from worker.config import environment
 from worker.protocol.page import Page
 
 _STDERR_LINES = 8
@@ -34,6 +35,7 @@ class EngineEnd(NamedTuple):
     lanes: int
     max_ids: int
     """Rows that a lane's slot of the page can name."""
+    image_max_pixels: int
 
 
 class Peer(Protocol):
@@ -65,32 +67,26 @@ def engine_environment(inherited: Mapping[str, str], *, image_max_pixels: int) -
     }
 
 
-def process_spawner(environment: Mapping[str, str]) -> Spawn:
-    """Return a Spawn that starts `python -m worker.engine` with this environment."""
-
-    def spawn(end: EngineEnd) -> Peer:
-        descriptors = (end.sock.fileno(), end.page.descriptor)
-        with end.sock:
-            process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "worker.engine",
-                    "--channel", str(descriptors[0]),
-                    "--page", str(descriptors[1]),
-                    "--lanes", str(end.lanes),
-                    "--max-ids", str(end.max_ids),
-                    "--parent", str(os.getpid()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=descriptors,
-                env=dict(environment),
-                # A signal of the terminal is for the worker: it drains, then ends its engines.
-                start_new_session=True,
-            )  # fmt: skip
-        return _Process(process)
-
-    return spawn
+def spawn_process(end: EngineEnd) -> Peer:
+    """Start `python -m worker.engine`. Raises OSError when no process can be had."""
+    descriptors = (end.sock.fileno(), end.page.descriptor)
+    with end.sock:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "worker.engine",
+                "--channel", str(descriptors[0]),
+                "--page", str(descriptors[1]),
+                "--lanes", str(end.lanes),
+                "--max-ids", str(end.max_ids),
+                "--parent", str(os.getpid()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=descriptors,
+            env=engine_environment(environment(), image_max_pixels=end.image_max_pixels),
+        )  # fmt: skip
+    return _Process(process)
 
 
 class _Process:
