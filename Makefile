@@ -79,7 +79,7 @@ endef
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
-compile = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+compile = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(LOCK_FLAGS)
 
 lock: .venv/tools.stamp
