@@ -7,6 +7,8 @@ import base64
 import shutil
 import subprocess
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,15 +37,22 @@ class Runtime(NamedTuple):
     jars: Path
 
 
-def prepare(spec: StackSpec, state: State, part: Part, runtime: Runtime) -> None:
-    """Write the node's configuration and format its storage, unless that was done before."""
+def prepare(spec: StackSpec, state: State, parts: Sequence[Part], runtime: Runtime) -> None:
+    """Write the nodes' configurations and format the storage of those that have none."""
+    for part in parts:
+        _configure(spec, state, part)
+    cluster = _cluster(state)
+    unformatted = [part for part in parts if not _formatted(part).exists()]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda part: _format(spec, part, runtime, cluster=cluster), unformatted))
+
+
+def _configure(spec: StackSpec, state: State, part: Part) -> None:
     home = Path(part.home)
     home.mkdir(parents=True, exist_ok=True)
     lines = (f"{key}={value}\n" for key, value in properties(spec, state, part).items())
     Path(part.mark).write_text("".join(lines))
     (home / "log4j2.properties").write_text(_LOG4J2)
-    if not _cluster_file(part).exists():
-        _format(spec, state, part, runtime)
 
 
 def properties(spec: StackSpec, state: State, part: Part) -> dict[str, str]:
@@ -98,12 +107,7 @@ def command(spec: StackSpec, part: Part, runtime: Runtime) -> list[str]:
     return [runtime.java, *heap, *quick, log_config, *classpath, "kafka.Kafka", part.mark]
 
 
-def _format(spec: StackSpec, state: State, part: Part, runtime: Runtime) -> None:
-    """Format the node's storage for the cluster of its peers, or for a new one."""
-    known = [
-        _cluster_file(node).read_text() for node in state.kafka if _cluster_file(node).exists()
-    ]
-    cluster = known[0] if known else _new_cluster()
+def _format(spec: StackSpec, part: Part, runtime: Runtime, *, cluster: str) -> None:
     shutil.rmtree(_storage(part), ignore_errors=True)  # an interrupted format
     tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", part.mark, *spec.format_args]
     quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
@@ -120,17 +124,25 @@ def _format(spec: StackSpec, state: State, part: Part, runtime: Runtime) -> None
         raise CommandError(f"{part.name}: formatting took over {error.timeout:.0f} s") from error
     if ran.returncode != 0:
         raise CommandError(f"{part.name}: formatting failed:\n{ran.stdout}{ran.stderr}")
-    _cluster_file(part).write_text(cluster)
+    _formatted(part).touch()
 
 
 def _storage(part: Part) -> Path:
     return Path(part.home) / "data"
 
 
-def _cluster_file(part: Part) -> Path:
-    return Path(part.home) / "cluster_id"
+def _formatted(part: Part) -> Path:
+    """Name the file that says that formatting went through to its end."""
+    return Path(part.home) / "formatted"
 
 
-def _new_cluster() -> str:
-    """16 random bytes as Kafka writes them; its tools take none that begins with a dash."""
-    return base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
+def _cluster(state: State) -> str:
+    """Read the cluster's id, or make one: 16 random bytes as Kafka writes them.
+
+    Kafka's tools take none that begins with a dash.
+    """
+    file = Path(state.kafka[0].home).parent / "cluster_id"
+    if not file.exists():
+        raw = b"\0" + uuid.uuid4().bytes[1:]
+        file.write_text(base64.urlsafe_b64encode(raw).decode().rstrip("="))
+    return file.read_text()

@@ -19,6 +19,7 @@ ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": os.defpath}
 
 PROC = Path("/proc")
 KILL_DEADLINE_S = 10.0
+EXEC_DEADLINE_S = 5.0
 POLL_S = 0.02
 
 
@@ -27,7 +28,7 @@ def spawn(argv: list[str], log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
-        return os.posix_spawn(
+        pid = os.posix_spawn(
             argv[0],
             argv,
             ENVIRONMENT,
@@ -40,6 +41,10 @@ def spawn(argv: list[str], log: Path) -> int:
         )
     except OSError as error:
         raise CommandError(f"{argv[0]} cannot be started: {error}") from error
+    end_s = time.monotonic() + EXEC_DEADLINE_S
+    while command_line(pid) == "" and time.monotonic() < end_s:
+        time.sleep(POLL_S)  # the kernel lets us go on before it has laid out the command line
+    return pid
 
 
 def alive(pid: int, mark: str) -> bool:

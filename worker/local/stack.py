@@ -102,7 +102,6 @@ class Stack:
         self._watcher = watcher
         self._folder = local_folder(spec.data)
         self._file = self._folder / "stack.json"
-        self._runtime: kafka.Runtime | None = None
 
     @property
     def addresses(self) -> Addresses:
@@ -160,8 +159,8 @@ class Stack:
     def _start(self, names: list[str]) -> None:
         state = self._state()
         parts = [state.part(name) for name in names]
-        for part in parts:
-            argv = self._prepared(state, part)
+        commands = self._commands(state, parts)
+        for part, argv in zip(parts, commands, strict=True):
             self._watcher.say(f"starting {part.name} on {HOST}:{part.port}")
             if part.pid:
                 wait_gone(part.pid, part.mark, deadline_s=GRACE_S)
@@ -170,14 +169,18 @@ class Stack:
             write_state(self._file, state)
         self._wait_listening(names)
 
-    def _prepared(self, state: State, part: Part) -> list[str]:
-        if part.name == REDIS:
-            return redis.command(part, redis.find_redis())
-        if self._runtime is None:
+    def _commands(self, state: State, parts: list[Part]) -> list[list[str]]:
+        """Make all ready that the parts need; their command lines."""
+        brokers = [part for part in parts if part.name != REDIS]
+        commands = {}
+        if len(brokers) < len(parts):
+            commands[REDIS] = redis.command(state.part(REDIS), redis.find_redis())
+        if brokers:
             java = find_java()
-            self._runtime = kafka.Runtime(java, kafka_jars(self.spec.cache, self._watcher))
-        kafka.prepare(self.spec, state, part, self._runtime)
-        return kafka.command(self.spec, part, self._runtime)
+            runtime = kafka.Runtime(java, kafka_jars(self.spec.cache, self._watcher))
+            kafka.prepare(self.spec, state, brokers, runtime)
+            commands |= {part.name: kafka.command(self.spec, part, runtime) for part in brokers}
+        return [commands[part.name] for part in parts]
 
     def _wait_listening(self, names: list[str]) -> None:
         end_s = time.monotonic() + self.spec.start_deadline_s
