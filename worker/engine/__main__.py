@@ -38,12 +38,10 @@ def main() -> NoReturn:
 def _serve(asked: argparse.Namespace) -> None:
     # Imported late: what is above must be in force before half a second of imports.
     from worker.engine.host import serve  # noqa: PLC0415
-    from worker.protocol.channel import Channel  # noqa: PLC0415
     from worker.protocol.page import Page  # noqa: PLC0415
 
     page = Page(asked.page, lanes=asked.lanes, max_ids=asked.max_ids)
-    channel = Channel(socket.socket(fileno=asked.channel))
-    serve(channel, page, on_gone=lambda: _end(0))
+    serve(socket.socket(fileno=asked.channel), page, on_gone=lambda: _end(0))
 
 
 def _die_with(parent: int) -> None:

@@ -122,7 +122,7 @@ def _head(
         )
     if isinstance(shape[1], int) and shape[1] != labels:
         _wrong(
-            f"{head.labels} has {labels} labels, the graph's {head.output!r} has {shape[1]} classes",
+            f"{head.labels} has {labels} labels, {head.output!r} in the graph {shape[1]} classes",
             file,
             f"heads.{name}.labels",
         )

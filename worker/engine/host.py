@@ -4,6 +4,7 @@ Works alike in a process of its own and on a thread of a test: it touches no sig
 the process.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -32,13 +33,23 @@ class Ending(Enum):
     GONE = "the worker has gone"
 
 
-def serve(channel: Channel, page: Page, *, on_gone: Callable[[], None] | None = None) -> Ending:
-    """Serve one engine channel from Load to its end; blocks.
+def serve(sock: socket.socket, page: Page, *, on_gone: Callable[[], None] | None = None) -> Ending:
+    """Serve one engine channel from Load to its end, and close it; blocks.
 
     `on_gone` is called as soon as the worker is seen to have gone, before lanes are waited for: a
     process ends itself there, whatever its lanes are doing. Raises ChannelError for messages out
     of order, and whatever unexpected a lane raised: such an engine is broken.
     """
+    channel = Channel(sock)
+    try:
+        return _serve(channel, page, on_gone)
+    except OSError:  # of a send: the worker has gone
+        return Ending.GONE
+    finally:
+        channel.close()
+
+
+def _serve(channel: Channel, page: Page, on_gone: Callable[[], None] | None) -> Ending:
     load = channel.receive()
     if load is None:
         return Ending.GONE

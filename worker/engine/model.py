@@ -4,7 +4,7 @@ Pure calls on arrays, for any lane at once; it must not know threads, records or
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Model:
     """By name, in the order of `agreement.outputs`: one output array -> a reading of each row."""
     max_size: int | None
     """Of the manifest."""
-    service_ms: dict[str, float]
+    service_ms: dict[str, float] = field(default_factory=dict)
+    """Batch size -> milliseconds of one run, measured while warming."""
     rows_mix: bool = False
     """Rows of one batch change each other's results: they are run one by one."""
 

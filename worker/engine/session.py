@@ -26,7 +26,7 @@ _NATIVE_ERRORS: tuple[type[Exception], ...] = tuple(
 )
 """Direct subclasses of Exception, one for each status code; none is a RuntimeError."""
 
-RUN_ERRORS = (*_NATIVE_ERRORS, RuntimeError, ValueError, MemoryError)
+RUN_ERRORS: tuple[type[Exception], ...] = (*_NATIVE_ERRORS, RuntimeError, ValueError, MemoryError)
 """What a run may raise."""
 
 _OPTIMISATION = {

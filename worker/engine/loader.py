@@ -1,0 +1,185 @@
+"""From a Load message to a model that is proven and warm, or a refusal that names file and field.
+
+In this order: manifest, digests of all files, graph, agreement of both, golden samples through the
+real path, rows proven independent of each other, batch sizes warmed and timed.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from worker.engine.contract import Agreement, agree
+from worker.engine.heads import compile_heads, read_labels
+from worker.engine.model import Array, Model
+from worker.engine.session import RUN_ERRORS, open_session
+from worker.errors import ModelError, RecordFault
+from worker.models.files import verify_files
+from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, load_manifest
+from worker.protocol.messages import Load, Loaded
+from worker.types import Limits
+from worker.vision.decode import decode, prepare_process
+from worker.vision.sniff import check
+from worker.vision.transforms import compile_steps
+
+_SAME = 1e-3
+"""Relative difference that another batch size may make; kernels sum in another order."""
+
+
+def load_model(load: Load) -> Model:
+    """Load, prove and warm a version.
+
+    Raises ModelError (the version is at fault) or DeviceError (the device or an option is).
+    """
+    prepare_process()
+    folder = Path(load.folder)
+    file = str(folder / MANIFEST_NAME)
+    manifest, manifest_sha256 = load_manifest(folder)
+    if manifest_sha256 != load.manifest_sha256:
+        raise ModelError(
+            f"has sha256 {manifest_sha256}, the worker read {load.manifest_sha256}: it was changed"
+            " in between; a change wants a new version",
+            file=file,
+        )
+    verify_files(folder, manifest)
+    session = open_session(folder / MODEL_NAME, policy=load.policy, options=load.session)
+    labels = {name: read_labels(folder, head) for name, head in manifest.heads.items()}
+    agreement = agree(
+        manifest,
+        session.signature,
+        labels={name: len(lines) for name, lines in labels.items()},
+        file=file,
+    )
+    model = Model(
+        session=session,
+        sha256=manifest.files[MODEL_NAME],
+        agreement=agreement,
+        prepare=_prepare(manifest, agreement, file),
+        heads=compile_heads(manifest, labels),
+        max_size=manifest.batch_max_size,
+    )
+    rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
+    if agreement.fixed_batch is None and model.cap(load.limits) > 1:
+        model.rows_mix = _rows_mix(model, rows[0])
+    model.service_ms = _warm(model, rows[0], model.cap(load.limits))
+    return model
+
+
+def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
+    """Return the answer to Load."""
+    stamp, graph = model.session.stamp, model.session.signature
+    return Loaded(
+        sha256=model.sha256,
+        provider=stamp.provider,
+        device=stamp.device,
+        precision=stamp.precision,
+        fallback=stamp.fallback,
+        max_size=model.cap(limits),
+        row_bytes=model.row_bytes,
+        load_ms=load_ms,
+        service_ms=model.service_ms,
+        signature={
+            "inputs": [tensor._asdict() for tensor in graph.inputs],
+            "outputs": [tensor._asdict() for tensor in graph.outputs],
+            "metadata": graph.metadata,
+            "rows_mix": model.rows_mix,
+        },
+    )
+
+
+def _prepare(manifest: Manifest, agreement: Agreement, file: str) -> Callable[[Array, Array], None]:
+    name, spec = next(iter(manifest.inputs.items()))
+    try:
+        return compile_steps(
+            spec.preprocess,
+            row_shape=agreement.row_shape,
+            row_dtype=np.dtype(agreement.row_dtype),
+            field=f"inputs.{name}.preprocess",
+        )
+    except ModelError as error:
+        message = str(error).removeprefix(f"{error.field}: ")
+        raise ModelError(message, file=file, field=error.field) from None
+
+
+def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
+    """Put one golden sample through the real path; return its row as a batch of one."""
+    field, folder = f"golden[{index}]", Path(load.folder)
+    file = str(folder / MANIFEST_NAME)
+    batch = np.empty((1, *model.row_shape), model.row_dtype)
+    data = (folder / golden.image).read_bytes()
+    limits = load.limits
+    try:
+        header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
+        model.prepare(decode(data, header), batch[0])
+        [reading] = model.predictions(model.run(batch))
+    except RecordFault as fault:
+        raise ModelError(
+            f"{golden.image}: {fault.reason}: {fault}", file=file, field=field
+        ) from fault
+    except RUN_ERRORS as error:
+        raise ModelError(
+            f"{golden.image}: the run raised {error}", file=file, field=field
+        ) from error
+    if isinstance(reading, RecordFault):
+        raise ModelError(f"{golden.image}: {reading}", file=file, field=field)
+    said = orjson.loads(reading)[golden.head][:1]
+    expected = f"{golden.expect_label!r} {golden.expect_score} +- {golden.tolerance}"
+    if not said:
+        raise ModelError(
+            f"{golden.image}: nothing is above the threshold, expected {expected}",
+            file=file,
+            field=field,
+        )
+    label, score = said[0]["label"], said[0]["score"]
+    if label != golden.expect_label or abs(score - golden.expect_score) > golden.tolerance:
+        raise ModelError(
+            f"{golden.image}: the model says {label!r} {score:.4f}, expected {expected}: are"
+            " preprocess, labels and weights those of this version?",
+            file=file,
+            field=field,
+        )
+    return batch
+
+
+def _rows_mix(model: Model, batch: Array) -> bool:
+    """Return whether a row's result depends on its batch mates, or a batch of two cannot be run.
+
+    True of some exports that fix a reshape, and of dynamic quantisation, by design.
+    """
+    pair = np.concatenate([np.flip(batch, axis=-1), batch])
+    single = model.run(batch)
+    try:
+        together = model.run(pair)
+    except RUN_ERRORS:
+        return True
+    return not all(_same(one[0], two[1]) for one, two in zip(single, together, strict=True))
+
+
+def _same(one: Array, two: Array) -> bool:
+    scale = float(np.max(np.abs(one), initial=0.0))
+    return bool(np.allclose(one, two, rtol=_SAME, atol=_SAME * scale))
+
+
+def _warm(model: Model, batch: Array, cap: int) -> dict[str, float]:
+    """Run batch sizes that will be seen, so that no record pays for the first time.
+
+    Returns milliseconds of one run for each; the better of two.
+    """
+    sizes = sorted({1, max(1, cap // 2), cap})
+    return {str(size): _best_ms(model, np.repeat(batch, size, axis=0)) for size in sizes}
+
+
+def _best_ms(model: Model, batch: Array) -> float:
+    best_ms = float("inf")
+    for _ in range(2):
+        begun_s = time.perf_counter()
+        try:
+            model.run(batch)
+        except RUN_ERRORS as error:
+            raise ModelError(
+                f"a batch of {len(batch)} rows cannot be run: {error}", file=MODEL_NAME
+            ) from error
+        best_ms = min(best_ms, (time.perf_counter() - begun_s) * 1e3)
+    return best_ms
