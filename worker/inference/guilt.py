@@ -1,12 +1,12 @@
 """Who killed the engine: a pure state machine over row numbers.
 
 Rows that an engine held when it died or hung, or whose run raised, are suspects. A suspect is run
-again alone; what ends well is free. Guilty is the one that fails again alone *after another record
-passed* since its first failure: so an engine, a device or a model that fails at everything makes
-nobody guilty, and neither does one that recovers, because the suspects are run once more first.
+again alone; what ends well is free. Guilty is the one that fails again alone *on an engine that
+has just served another record*, with no failure in between: each conviction has a witness of its
+own. So an engine, a device or a model that fails at everything makes nobody guilty, be it from its
+first record on, from some moment on, or now and then.
 
-That another record passes is sought before a suspect is tried: a witness, a record that was not
-suspected, runs alone first. A killer then costs two engines, its own and the one that convicts it.
+When no suspect has passed, the witness is a record that was not suspected; it runs alone, first.
 """
 
 from collections.abc import Iterable
@@ -22,8 +22,6 @@ FAILURES_TO_REPLACE = 3
 
 @dataclass
 class _Case:
-    passes_before: int
-    """How many records had passed when it failed for the first time."""
     alone: int = 0
     """How often it failed alone."""
     engines: int = 0
@@ -36,8 +34,8 @@ class Guilt:
 
     def __init__(self) -> None:
         self._cases: dict[int, _Case] = {}
-        self._passes = 0
         self._engine = 0
+        self._proven = False
         self._in_a_row = 0
 
     @property
@@ -58,14 +56,16 @@ class Guilt:
     def engine_started(self) -> None:
         """Another engine has loaded and proved itself on the golden samples."""
         self._engine += 1
+        self._proven = False
         self._in_a_row = 0
 
     def passed(self, rows: Iterable[int]) -> None:
         """Tell that these rows were served."""
-        for row in rows:
-            self._passes += 1
-            self._cases.pop(row, None)
+        self._proven = True
         self._in_a_row = 0
+        if self._cases:
+            for row in rows:
+                self._cases.pop(row, None)
 
     def closed(self, row: int) -> None:
         """Tell that a row ended otherwise (a broken image, expired): evidence of nothing."""
@@ -73,22 +73,24 @@ class Guilt:
 
     def suspect(self, rows: Iterable[int]) -> None:
         """Tell which rows were held when the engine died, or were in the run that raised."""
+        self._proven = False
         for row in rows:
-            self._cases.setdefault(row, _Case(self._passes))
+            self._cases.setdefault(row, _Case())
 
     def failed_alone(self, row: int, *, others: bool) -> bool:
         """Tell that a row failed with nothing else in the engine; return whether it is guilty.
 
         `others`: other records wait, who could still be witnesses. A guilty row is forgotten.
         """
+        witnessed = self._proven and row in self._cases
+        self._proven = False
         self._in_a_row += 1
-        case = self._cases.setdefault(row, _Case(self._passes))
+        case = self._cases.setdefault(row, _Case())
         case.alone += 1
         if case.last_engine != self._engine:
             case.last_engine = self._engine
             case.engines += 1
-        last_resort = not others and case.engines >= LAST_RESORT_ENGINES
-        guilty = self._passes > case.passes_before or last_resort
+        guilty = witnessed or (not others and case.engines >= LAST_RESORT_ENGINES)
         if guilty:
             del self._cases[row]
         return guilty
@@ -98,7 +100,6 @@ class Guilt:
 
         The suspects that failed alone least often come first. Raises ValueError when clear.
         """
-        row, case = min(self._cases.items(), key=lambda item: item[1].alone)
-        if witness is not None and self._passes == case.passes_before:
+        if witness is not None and not self._proven:
             return witness
-        return row
+        return min(self._cases, key=lambda row: self._cases[row].alone)
