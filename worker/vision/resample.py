@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 _BLOCK: Final = 8
 """Output pixels of one block: fewer cost calls, more cost multiplications by zero (measured)."""
 _STRIP_FLOATS: Final = 1 << 18
-"""Input converted to float64 at a time: 2 MiB, about a core's cache; less costs calls (measured)."""
+"""Input converted to float64 at a time: 2 MiB; less costs calls, more costs cache."""
 _CACHED_SIDE_PX: Final = 8192
-"""Weights take up to 100 bytes for each input pixel of a side; those of longer ones are not kept."""
+"""Weights take up to 90 bytes for each pixel of a side; those of longer ones are not kept."""
 _WEIGHT_ONE: Final = float(1 << 22)
 """Pillow's weights are fixed-point numbers of 22 bits; here they stand as integers / 2^22."""
 
