@@ -14,6 +14,12 @@ _DEADLINE_S = 10.0
 _DEFAULT_MAX_BYTES = 1_048_588
 
 
+class TopicSize(NamedTuple):
+    partitions: int
+    max_bytes: int
+    """`max.message.bytes`: of a compressed record batch."""
+
+
 class TopicFacts(NamedTuple):
     """Of the topics that this worker writes to; names, partitions, and the largest batch."""
 
@@ -31,24 +37,10 @@ async def inspect_topics(settings: KafkaSettings) -> TopicFacts:
     Raises BrokerRefused when one is absent, or when dead letters could not hold a record;
     BrokerUnavailable when no broker answers in time.
     """
-    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=10_000)
-    brokers = settings.bootstrap_servers
-    try:
-        await within(_DEADLINE_S, "connecting", admin.start(), brokers=brokers)
-        wanted = [*settings.input_topics, settings.output_topic, settings.dead_letter_topic]
-        described = await within(
-            _DEADLINE_S, "describing topics", admin.describe_topics(wanted), brokers=brokers
-        )
-        partitions = {topic["topic"]: len(topic["partitions"]) for topic in described}
-        absent = [topic for topic in wanted if not partitions.get(topic)]
-        if absent:
-            raise BrokerRefused(
-                f"Kafka at {brokers} has no topic {', '.join(map(repr, absent))}: create it, "
-                "or name another in kafka.input_topics, output_topic or dead_letter_topic"
-            )
-        sizes = await _max_bytes(admin, wanted)
-    finally:
-        await within(_DEADLINE_S, "closing", admin.close())
+    writes = (settings.output_topic, settings.dead_letter_topic)
+    found = await ask_topics(settings, [*settings.input_topics, *writes])
+    sizes = {topic: said.max_bytes for topic, said in found.items()}
+    partitions = {topic: said.partitions for topic, said in found.items()}
     largest = max(settings.input_topics, key=lambda topic: sizes[topic])
     if sizes[settings.dead_letter_topic] < sizes[largest]:
         raise BrokerRefused(
@@ -64,6 +56,31 @@ async def inspect_topics(settings: KafkaSettings) -> TopicFacts:
         partitions[settings.dead_letter_topic],
         sizes[settings.dead_letter_topic],
     )
+
+
+async def ask_topics(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, TopicSize]:
+    """Ask the brokers for these topics.
+
+    Raises BrokerRefused when one is absent, BrokerUnavailable when no broker answers in time.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=10_000)
+    brokers = settings.bootstrap_servers
+    try:
+        await within(_DEADLINE_S, "connecting", admin.start(), brokers=brokers)
+        described = await within(
+            _DEADLINE_S, "describing topics", admin.describe_topics(list(topics)), brokers=brokers
+        )
+        partitions = {topic["topic"]: len(topic["partitions"]) for topic in described}
+        absent = [topic for topic in topics if not partitions.get(topic)]
+        if absent:
+            raise BrokerRefused(
+                f"Kafka at {brokers} has no topic {', '.join(map(repr, absent))}: create it, "
+                "or name another in kafka.input_topics, output_topic or dead_letter_topic"
+            )
+        sizes = await _max_bytes(admin, topics)
+    finally:
+        await within(_DEADLINE_S, "closing", admin.close())
+    return {topic: TopicSize(partitions[topic], sizes[topic]) for topic in topics}
 
 
 async def _max_bytes(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:

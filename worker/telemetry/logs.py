@@ -84,7 +84,12 @@ def configure(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=rendering)
     )
     quiet = QuietKafka()
-    handler.addFilter(lambda line: quiet.filter(line) if line.name.startswith("aiokafka") else True)
+    handler.addFilter(
+        lambda line: (
+            not line.name.startswith("aiokafka")
+            or (quiet.filter(line) and line.levelno >= threshold)
+        )
+    )
     logging.basicConfig(level=threshold, handlers=[handler], force=True)
     logging.getLogger("aiokafka").setLevel(max(threshold, logging.WARNING))
     logging.getLogger("asyncio").setLevel(max(threshold, logging.WARNING))

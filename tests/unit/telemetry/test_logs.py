@@ -130,3 +130,12 @@ def test_aiokafkas_chatter_and_a_completing_transaction_are_left_out() -> None:
     assert [(line["event"], line["level"]) for line in lines(stream)] == [
         ("Unable to update metadata from [1]", "warning")
     ]
+
+
+def test_what_aiokafka_retries_is_nothing_where_only_errors_are_asked_for() -> None:
+    stream = io.StringIO()
+    configure("error", stream=stream)
+
+    logging.getLogger("aiokafka.client").error("Unable to update metadata from %s", [1])
+
+    assert stream.getvalue() == ""
