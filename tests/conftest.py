@@ -45,7 +45,7 @@ def unique() -> str:
 def kafka(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Stack]:
     """One Kafka node and a Redis for the whole session; no topics but those that tests create."""
     del no_process_left  # is asked for so that it looks after this fixture's end
-    spec = StackSpec(data=tmp_path_factory.mktemp("stack"), topics=(), jvm="start")
+    spec = StackSpec(data=tmp_path_factory.mktemp("stack"), topics=())
     try:
         with running(spec) as stack:
             yield stack

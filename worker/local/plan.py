@@ -22,21 +22,25 @@ def is_alive(part: Part) -> bool:
 
 
 def plan(spec: StackSpec, found: State | None) -> State:
-    """Give the state to go on from: what was found while any of it runs, else a new one.
+    """Give the state to go on from: what was found while any of it runs, and what it lacks.
 
     Raises CommandError when what runs is not what is asked for.
     """
     if found is None or not any(is_alive(part) for part in found.parts):
-        return _new(spec)
-    asked = _new(spec, found)
-    if (asked.brokers, asked.advertised) != (found.brokers, found.advertised) or (
-        spec.ports and [part.port for part in asked.kafka] != [part.port for part in found.kafka]
-    ):
-        raise CommandError(
-            f"another local stack runs in {local_folder(spec.data)} ({found.brokers} broker(s), "
-            f"{addresses_of(found, spec.data).bootstrap_servers}): `darkroom dev down` first"
-        )
-    return asked
+        found = State({}, ())
+    advertised = found.advertised
+    parts = list(found.parts)
+    if spec.kafka and found.kafka:
+        _refuse_other(spec, found)
+    elif spec.kafka:
+        advertised = _advertised(spec)
+        for number in range(1, spec.brokers + 1):
+            parts.append(_broker(spec, number, taken=_ports(parts)))
+    if spec.redis and all(part.name != REDIS for part in parts):
+        home = str(local_folder(spec.data) / REDIS)
+        (port,) = free_ports(1, taken=_ports(parts))
+        parts.append(Part(REDIS, home, home, port))
+    return State(advertised, tuple(parts))
 
 
 def addresses_of(state: State, data: Path) -> Addresses:
@@ -46,21 +50,18 @@ def addresses_of(state: State, data: Path) -> Addresses:
     return Addresses(",".join(servers), redis_url, data)
 
 
-def _new(spec: StackSpec, found: State | None = None) -> State:
-    """Make a state as the specification asks; parts that `found` has stay as they are."""
-    known = {part.name: part for part in found.parts} if found else {}
-    parts = dict(known)
-    if spec.kafka:
-        for number in range(1, spec.brokers + 1):
-            name = broker_name(number)
-            if name not in known:
-                parts[name] = _broker(spec, number, taken=_ports(parts.values()))
-    if spec.redis and REDIS not in known:
-        home = local_folder(spec.data) / REDIS
-        (port,) = free_ports(1, taken=_ports(parts.values()))
-        parts[REDIS] = Part(REDIS, str(home), str(home), port)
-    advertised = {broker_name(number): at for number, at in spec.advertised.items()}
-    return State(spec.brokers, advertised, tuple(parts.values()))
+def _refuse_other(spec: StackSpec, found: State) -> None:
+    ports = tuple(part.port for part in found.kafka)
+    same_nodes = len(ports) == spec.brokers and found.advertised == _advertised(spec)
+    if not same_nodes or (spec.ports and spec.ports != ports):
+        raise CommandError(
+            f"another local stack runs in {local_folder(spec.data)} ({len(ports)} broker(s), "
+            f"{addresses_of(found, spec.data).bootstrap_servers}): `darkroom dev down` first"
+        )
+
+
+def _advertised(spec: StackSpec) -> dict[str, str]:
+    return {broker_name(number): address for number, address in spec.advertised.items()}
 
 
 def _broker(spec: StackSpec, number: int, *, taken: set[int]) -> Part:

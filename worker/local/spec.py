@@ -65,8 +65,6 @@ class StackSpec:
     """Properties of every broker, over our own; `{port}` of a value is its client port."""
     format_args: tuple[str, ...] = ()
     """More arguments for Kafka's storage tool (`--add-scram`, ...)."""
-    jvm: Literal["throughput", "start"] = "throughput"
-    """`start` gives up the optimising compiler: up sooner, 2-3 times the CPU under load."""
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "darkroom")
     """Where Kafka's jars are kept, for all stacks of this user."""
     start_deadline_s: float = 90.0

@@ -122,7 +122,10 @@ class Stack:
 
     def bring_up(self) -> None:
         """Start what does not run, create the topics, wait until all is usable."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CommandError(f"the local stack cannot use {self._folder}: {error}") from error
         with self._lock():
             state = plan(self.spec, read_state(self._file))
             write_state(self._file, state)

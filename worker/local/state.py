@@ -42,7 +42,6 @@ class Part:
 
 @dataclass(frozen=True)
 class State:
-    brokers: int
     advertised: dict[str, str]
     """Name of a broker -> `host:port` that its clients are told."""
     parts: tuple[Part, ...]
