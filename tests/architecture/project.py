@@ -16,7 +16,7 @@ MADE_HERE = {".git", ".venv", ".darkroom", ".hypothesis", "build", "dist", "out"
 MACHINE_PATH = re.compile(r"(?<![\w.$~{}])/(?:home/\w|root/|work/\w|Users/\w)")
 ADDRESS = re.compile(
     r"(?:index-url|find-links)[= ]"
-    r"|://[^/\s]*@"
+    r"|://[^/\s]*@(?!example\b)"
     r"|(?:registry|url)\s*=\s*\"?https?://\d"
     r"|pypi[^/\s]*/simple"
 )
