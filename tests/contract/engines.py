@@ -1,4 +1,4 @@
-"""A real engine behind a real channel, on a thread or in a process of its own, for contract tests."""
+"""A real engine behind a real channel, on a thread or in a process, for contract tests."""
 
 import os
 import socket
@@ -121,7 +121,8 @@ class Engine:
 
     def _take(self, message: Message | None, ends: dict[int, tuple[End, Outcomes]]) -> None:
         assert isinstance(message, Outcomes), message
-        for end in (*message.done, *message.faults, *message.retries):
+        here: list[End] = [*message.done, *message.faults, *message.retries]
+        for end in here:
             assert end.id not in ends, "two outcomes for one record"
             ends[end.id] = (end, message)
 

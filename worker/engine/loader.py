@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from worker.engine.contract import Agreement, agree
-from worker.engine.heads import compile_heads, read_labels
+from worker.engine.labels import read_labels
 from worker.engine.model import Array, Model
 from worker.engine.session import RUN_ERRORS, open_session
 from worker.errors import ModelError, RecordFault
@@ -21,6 +21,7 @@ from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, 
 from worker.protocol.messages import Load, Loaded
 from worker.types import Limits
 from worker.vision.decode import decode, prepare_process
+from worker.vision.heads.classification import compile_head
 from worker.vision.sniff import check
 from worker.vision.transforms import compile_steps
 
@@ -45,7 +46,7 @@ def load_model(load: Load) -> Model:
         )
     verify_files(folder, manifest)
     session = open_session(folder / MODEL_NAME, policy=load.policy, options=load.session)
-    labels = {name: read_labels(folder, head) for name, head in manifest.heads.items()}
+    labels = {name: read_labels(folder / head.labels) for name, head in manifest.heads.items()}
     agreement = agree(
         manifest,
         session.signature,
@@ -57,7 +58,7 @@ def load_model(load: Load) -> Model:
         sha256=manifest.files[MODEL_NAME],
         agreement=agreement,
         prepare=_prepare(manifest, agreement, file),
-        heads=compile_heads(manifest, labels),
+        heads={name: compile_head(head, labels[name]) for name, head in manifest.heads.items()},
         max_size=manifest.batch_max_size,
     )
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]

@@ -140,3 +140,15 @@ def version(
     text = yaml.safe_dump({**(document or manifest()), "files": digests}).encode()
     (folder / "manifest.yaml").write_bytes(text)
     return hashlib.sha256(text).hexdigest()
+
+
+def fading() -> onnx.ModelProto:
+    """The same, but the square root of the scores minus 0.01: a black picture has NaN."""
+    graph = brightness()
+    graph.graph.node[-1].output[0] = "sums"
+    graph.graph.node.append(helper.make_node("Sub", ["sums", "hundredth"], ["less"]))
+    graph.graph.node.append(helper.make_node("Sqrt", ["less"], ["scores"]))
+    graph.graph.initializer.append(
+        numpy_helper.from_array(np.array([0.01], np.float32), "hundredth")
+    )
+    return graph
