@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import config, dev, models, results, run, send
+from worker.cli import config, demo, models, results, run, send
 from worker.cli.terminal import say, write
 from worker.errors import DarkroomError
 
@@ -67,11 +67,27 @@ app = typer.Typer(
     epilog=_EXIT_CODES,
 )
 app.add_typer(config.app, name="config")
-app.add_typer(dev.app, name="dev")
 app.add_typer(models.app, name="models")
 app.command(epilog=run.EXAMPLE)(run.run)
+app.command(epilog=demo.EXAMPLE)(demo.demo)
 app.command(epilog=send.EXAMPLE)(send.send)
 app.command(epilog=results.EXAMPLE)(results.results)
+
+
+@app.command(
+    "dev",
+    help="A real Kafka and a real Redis on this machine: no Docker, no root, no Java needed.",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def _dev(ctx: typer.Context) -> None:
+    # Its group imports a Kafka client and more: only who asks for it waits for that.
+    from worker.cli.dev import app as group
+
+    code = typer.main.get_command(group).main(
+        ctx.args, prog_name=f"{ctx.find_root().info_name} dev", standalone_mode=False
+    )
+    raise typer.Exit(code if isinstance(code, int) else 0)
 
 
 @app.callback()

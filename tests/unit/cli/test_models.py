@@ -1,0 +1,86 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Darkroom
+from worker.models.repository import demo_repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return the demo's models, where a test may break them."""
+    folder = tmp_path / "models"
+    shutil.copytree(demo_repository(), folder)
+    return folder
+
+
+def test_without_a_target_every_version_of_the_demo_is_told(darkroom: Darkroom) -> None:
+    facts = json.loads(darkroom("models", "inspect", "--json").stdout)
+
+    assert [fact["version"] for fact in facts] == ["digits/1", "digits/2"]
+    assert all(
+        fact["ok"] and fact["heads"] and len(fact["manifest_sha256"]) == 64 for fact in facts
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "versions"),
+    [("digits", ["digits/1", "digits/2"]), ("digits/2", ["digits/2"]), ("PATH", ["digits/1"])],
+)
+def test_a_target_is_a_model_a_version_or_a_folder(
+    target: str, versions: list[str], darkroom: Darkroom, repository: Path
+) -> None:
+    named = target.replace("PATH", str(repository / "digits/1"))
+
+    result = darkroom("models", "inspect", named)
+
+    assert result.exit_code == 0
+    assert [line[11:] for line in result.stdout.splitlines() if line[0] == "-"] == versions
+
+
+def test_an_unknown_target_is_refused_with_what_there_is(darkroom: Darkroom) -> None:
+    result = darkroom("models", "inspect", "cats")
+
+    assert result.exit_code == 1
+    assert "'cats' is no model, version or folder" in result.stderr
+    assert "digits/1, digits/2" in result.stderr
+
+
+def test_a_changed_file_is_found_and_the_other_versions_are_told_too(
+    darkroom: Darkroom, repository: Path
+) -> None:
+    with (repository / "digits/1/labels.txt").open("a") as labels:
+        labels.write("ten\n")
+
+    result = darkroom("models", "inspect", "--repository", str(repository), "--json")
+
+    first, second = json.loads(result.stdout)
+    assert result.exit_code == 3
+    assert (first["ok"], second["ok"]) == (False, True)
+    assert "labels.txt" in first["problem"]
+    assert "1 of 2" in result.stderr
+
+
+def test_verify_loads_a_version_in_an_engine(darkroom: Darkroom) -> None:
+    result = darkroom("models", "verify", "digits/1", "--json")
+
+    [fact] = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert fact["provider"].endswith("ExecutionProvider")
+    assert fact["row_bytes"] == 8 * 8 * 4
+
+
+def test_verify_names_the_field_of_a_manifest_that_the_graph_contradicts(
+    darkroom: Darkroom, repository: Path
+) -> None:
+    manifest = repository / "digits/1/manifest.yaml"
+    manifest.write_text(manifest.read_text().replace("output: logits", "output: logit"))
+
+    result = darkroom("models", "verify", "digits/1", "--repository", str(repository), "--json")
+
+    [fact] = json.loads(result.stdout)
+    assert result.exit_code == 3
+    assert fact["field"] == "heads.digit.output"
+    assert fact["file"].endswith("manifest.yaml")
