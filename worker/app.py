@@ -13,13 +13,13 @@ from pathlib import Path
 
 import structlog
 
-from worker.config import Settings, environment
+from worker.config import Settings
 from worker.control.messages import desired
 from worker.control.reconciler import reconcile
 from worker.errors import BrokerUnavailable, ModelError
 from worker.inference.budget import budget_of, limits_of
 from worker.inference.dispatcher import Finished
-from worker.inference.process import engine_environment, process_spawner
+from worker.inference.process import spawn_process
 from worker.kafka.consumer import Consumer
 from worker.kafka.delivery import AtLeastOnce
 from worker.kafka.ledger import Bound
@@ -132,14 +132,14 @@ class Worker:
             asyncio.create_task(membership.run(), name="membership"),
         ]
         try:
-            await self._until_stopped(loops, pipeline, until_idle_s)
+            await self._until_stopped((*loops, owned.failed), pipeline, until_idle_s)
         finally:
             drained = await self._drain(pipeline, owned, consumer, loops)
             await producer.stop()
         return 0 if drained else NOT_DRAINED
 
     async def _until_stopped(
-        self, loops: Sequence[asyncio.Task[None]], pipeline: Pipeline, until_idle_s: float | None
+        self, loops: Sequence[asyncio.Future[None]], pipeline: Pipeline, until_idle_s: float | None
     ) -> None:
         """Wait for a signal, for idleness where that was asked, or for a loop that ends."""
         stop = asyncio.create_task(self._stop.wait(), name="stop")
@@ -204,9 +204,7 @@ class Worker:
                 max_loaded=settings.models.max_loaded,
                 failpoint=self._failpoint,
             ),
-            spawn=process_spawner(
-                engine_environment(environment(), image_max_pixels=settings.limits.image_max_pixels)
-            ),
+            spawn=spawn_process,
             on_outcomes=self._finished,
             observe=self._batch_ran,
         )

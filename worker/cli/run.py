@@ -2,15 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from worker import config
-from worker.telemetry import logs
+from worker.cli.options import Config
 
-Config = Annotated[Path | None, typer.Option("--config", help="Settings as YAML.")]
+EXAMPLE = "Example: darkroom run --config darkroom.yaml"
+
 UntilIdle = Annotated[
     float | None,
     typer.Option(
@@ -24,23 +23,18 @@ Level = Annotated[str, typer.Option("--log-level", help="debug, info, warning or
 
 
 def run(
-    config_file: Config = None, until_idle_s: UntilIdle = None, log_level: Level = "info"
+    *, config: Config = None, until_idle_s: UntilIdle = None, log_level: Level = "info"
 ) -> None:
-    """Serve: images from the input topics in, predictions out, until SIGTERM or SIGINT.
+    """Serve: images from the input topics in, predictions out, until SIGTERM or SIGINT."""
+    from worker.app import Worker
+    from worker.config import failpoint, load_settings
+    from worker.telemetry.logs import configure
 
-    Example: darkroom run --config darkroom.yaml
-
-    Exit codes: 0 drained; 2 settings; 3 no model can be served; 4 the required GPU is absent or
-    lost; 5 the brokers refuse us; 7 stopped before it could drain (nothing is lost: those records
-    will be read again).
-    """
-    from worker.app import Worker  # noqa: PLC0415 - aiokafka and aiohttp are slow to import
-
-    loaded = config.load_settings(config_file)
-    logs.configure(log_level)
+    settings = load_settings(config).settings
+    configure(log_level)
 
     async def main() -> int:
-        worker = Worker(loaded.settings, failpoint=config.failpoint())
+        worker = Worker(settings, failpoint=failpoint())
         return await worker.run(until_idle_s=until_idle_s)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -48,6 +42,6 @@ def run(
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    import uvloop  # noqa: PLC0415 - only a worker needs it
+    import uvloop
 
     return uvloop.new_event_loop

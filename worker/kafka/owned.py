@@ -35,6 +35,8 @@ class Owned:
         self._publishing: dict[Partition, asyncio.Task[None]] = {}
         self._committed: dict[Partition, int] = {}
         self._moved = asyncio.Event()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends with the error of a publisher that ended by one: then nothing can go on."""
 
     @property
     def partitions(self) -> frozenset[Partition]:
@@ -111,7 +113,9 @@ class Owned:
         self.bound.finished(count, time.monotonic())
         for partition in touched:
             if partition not in self._publishing:
-                task = asyncio.create_task(self._publish(self._ledgers[partition]))
+                publishing = self._publish(self._ledgers[partition])
+                task = asyncio.create_task(publishing, name=f"publish {partition}")
+                task.add_done_callback(self._published)
                 self._publishing[partition] = task
 
     async def has_room(self, timeout_s: float) -> bool:
@@ -144,6 +148,11 @@ class Owned:
         finally:
             if self._publishing.get(ledger.partition) is asyncio.current_task():
                 del self._publishing[ledger.partition]
+
+    def _published(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failed.done():
+            self.failed.set_exception(error)
 
     def _committer(self, ledger: Ledger) -> Callable[[int], None]:
         def committed(next_offset: int) -> None:

@@ -148,7 +148,7 @@ def _batches(client: AIOKafkaProducer, outgoing: Sequence[Outgoing]) -> Iterator
 
 def _appended(batch: BatchBuilder, item: Outgoing) -> bool:
     return (
-        batch.append(timestamp=None, key=item.key, value=item.value, headers=item.headers)
+        batch.append(timestamp=None, key=item.key, value=item.value, headers=list(item.headers))
         is not None
     )
 

@@ -1,0 +1,141 @@
+"""`darkroom demo`: the main job, end to end, on what this machine has."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.options import Json
+from worker.cli.terminal import for_people, say, write_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from worker.demo.driver import Report
+
+EXAMPLE = "Example: darkroom demo --count 5000"
+
+Count = Annotated[int, typer.Option(min=10, max=1_000_000, help="Records to send.")]
+Version = Annotated[str, typer.Option("--version", help="Version of the digits model: 1 or 2.")]
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the local stack.")]
+
+
+def demo(
+    *,
+    count: Count = 3000,
+    version: Version = "2",
+    data_dir: DataDir = Path(".darkroom"),
+    as_json: Json = False,
+) -> None:
+    """Send handwritten digits through a real Kafka and a worker, and account for every record.
+
+    Exit code 0 only when nothing was lost, came twice or out of order.
+    """
+    from rich.console import Console
+
+    from worker.cli.dev import TerminalWatcher
+    from worker.config import KafkaSettings
+    from worker.demo.driver import run_demo
+    from worker.local.spec import StackSpec, Topic
+    from worker.local.stack import running
+    from worker.telemetry.logs import configure
+
+    configure("error")
+    run = secrets.token_hex(3)
+    topics = [f"demo-{run}-{name}" for name in ("images", "predictions", "dead")]
+    stack_watcher = TerminalWatcher(Console(stderr=True))
+    spec = StackSpec(data=data_dir, redis=False, topics=tuple(Topic(name) for name in topics))
+    with contextlib.closing(stack_watcher), running(spec, stack_watcher) as stack:
+        kafka = KafkaSettings(
+            bootstrap_servers=stack.bootstrap_servers,
+            group_id=f"demo-{run}",
+            input_topics=(topics[0],),
+            output_topic=topics[1],
+            dead_letter_topic=topics[2],
+        )
+        with _progress(count) as progress:
+            report = asyncio.run(
+                run_demo(kafka, data_dir / "demo", count=count, version=version, watcher=progress)
+            )
+    if as_json:
+        write_json(report._asdict())
+    else:
+        _tell(report)
+    if not report.whole:
+        raise typer.Exit(1)
+
+
+class _Quiet:
+    """Says what happens, a line at a time; for pipes and files."""
+
+    def say(self, line: str) -> None:
+        say(line)
+
+    def sent(self, count: int) -> None:
+        pass
+
+    def came(self, count: int, correct: int, served: int) -> None:
+        pass
+
+
+class _Bars(_Quiet):
+    """Two bars: what was sent, and what came back."""
+
+    def __init__(self, progress: "Progress", count: int) -> None:
+        self._progress = progress
+        self._sent = progress.add_task("sent", total=count, note="")
+        self._came = progress.add_task("results", total=count, note="")
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, soft_wrap=True)
+
+    def sent(self, count: int) -> None:
+        self._progress.update(self._sent, completed=count)
+
+    def came(self, count: int, correct: int, served: int) -> None:
+        note = f"{correct / served:.1%} right" if served else ""
+        self._progress.update(self._came, completed=count, note=note)
+
+
+@contextlib.contextmanager
+def _progress(count: int) -> Iterator[_Quiet]:
+    if not for_people():
+        yield _Quiet()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield _Bars(progress, count)
+
+
+def _tell(report: "Report") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    age = report.age_ms
+    for value, meaning in (
+        (f"{report.sent}", "records sent"),
+        (f"{report.results}", f"results, {report.per_second:.0f} a second"),
+        (f"{report.dead_letters}", "dead letters: the three records that nobody could serve"),
+        (f"{report.lost}", "lost"),
+        (f"{report.duplicated}", "twice"),
+        (f"{report.out_of_order}", "out of order"),
+        (f"{report.accuracy:.1%}", "of the digits were read right"),
+        (f"{age['p50']:.0f} / {age['p99']:.0f} ms", "age of a record at its result, p50 / p99"),
+    ):
+        table.add_row(value, meaning)
+    Console().print(table)
