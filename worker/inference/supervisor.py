@@ -134,6 +134,7 @@ class Supervisor:
         Raises ModelError, DeviceError, EngineFault or OSError: the version cannot be served.
         """
         engine = await self._load()
+        self._begin(engine)
         name = f"engine {self._spec.ref}"
         self._task = asyncio.create_task(self._run(engine), name=name)
 
@@ -167,14 +168,17 @@ class Supervisor:
             if served_s > _SERVED_WELL_S or self._dispatcher.convicted > convicted:
                 self._backoff.reset()
             engine = await self._again()
+            self._begin(engine)
+
+    def _begin(self, engine: Engine) -> None:
+        self._engine, self._stuck = engine, frozenset()
+        self._dispatcher.attach(self._attached(engine))
 
     async def _serve(self, engine: Engine) -> float:
         """Serve until the engine ends, bury it, return how many seconds it served."""
-        self._engine, self._stuck = engine, frozenset()
         watch = asyncio.create_task(self._watch(engine), name=f"watchdog {self._spec.ref}")
         why = "it closed its channel"
         try:
-            self._dispatcher.attach(self._attached(engine))
             await self._receive(engine)
         except ChannelError as error:
             why = str(error)

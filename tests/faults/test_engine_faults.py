@@ -1,0 +1,234 @@
+"""Real engine processes that are killed, hang and refuse: every record has exactly one outcome."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.unit.engine.graphs import BRIGHT, DARK, png, version
+from tests.unit.inference.jobs import Ends
+from worker.config import Settings
+from worker.control.messages import desired
+from worker.control.reconciler import reconcile
+from worker.errors import EngineFault, ModelError
+from worker.inference.budget import Budget, limits_of
+from worker.inference.dispatcher import Job
+from worker.inference.process import spawn_process
+from worker.inference.supervisor import Status
+from worker.models.registry import EngineOptions, Registry
+from worker.models.repository import Repository
+from worker.types import ModelRef, Position, Predicted, Ticket
+
+REF = ModelRef("light", "1")
+MARK = "poison!"
+DEADLINE_S = 60.0
+BUDGET = Budget(lanes=2, decode_bytes=1 << 30, largest_bytes=800_000_000, memory_bytes=1 << 34)
+
+
+def job(offset: int, *, marked: bool = False) -> Job:
+    image = png((DARK, BRIGHT)[offset % 2]) + (MARK.encode() if marked else b"")
+    return Job(Ticket(Position("images", 0, offset), 1, REF, "active", None), image, None)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    version(tmp_path / "light" / "1")
+    return tmp_path
+
+
+def registry_of(
+    repository: Path, ends: Ends, *, failpoint: str | None = None, watchdog_s: float | None = None
+) -> Registry:
+    options = EngineOptions(limits_of(Settings()), "cpu", {}, watchdog_s, 3, failpoint)
+    return Registry(
+        Repository(repository, None),
+        BUDGET,
+        options=options,
+        spawn=spawn_process,
+        on_outcomes=ends,
+        observe=lambda _ref, _message: None,
+    )
+
+
+@asynccontextmanager
+async def serving(
+    repository: Path, ends: Ends, *, failpoint: str | None = None, watchdog_s: float | None = None
+) -> AsyncIterator[Registry]:
+    registry = registry_of(repository, ends, failpoint=failpoint, watchdog_s=watchdog_s)
+    try:
+        assert await reconcile(desired({"light": "1"}, "light"), registry) == ()
+        yield registry
+    finally:
+        await registry.close(2.0)
+    assert psutil.Process().children() == []
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 - what other processes do sets no event
+            await asyncio.sleep(0.005)
+
+
+def status(registry: Registry) -> Status:
+    return registry.describe()[REF]
+
+
+async def test_an_engine_killed_midway_costs_no_record_its_outcome(repository: Path) -> None:
+    ends = Ends()
+    async with serving(repository, ends) as registry:
+        assert registry.ready
+        assert registry.capacity_rows == 2 * 16
+        for first in range(0, 3000, 100):
+            registry.submit([job(offset) for offset in range(first, first + 100)])
+        await until(lambda: len(ends.of) > 200)
+        pid = status(registry).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(ends.of) == 3000)
+        assert ends.count() == {"Predicted": 3000}
+        assert status(registry).restarts == 1
+        assert "SIGKILL" in (status(registry).reason or "")
+        assert registry.ready
+        assert registry.health() == ()
+        labels = [end.outcome for end in ends.of.values() if isinstance(end.outcome, Predicted)]
+        assert {outcome.predictions[:26] for outcome in labels} == {
+            b'{"light":[{"label":"bright',
+            b'{"light":[{"label":"dark",',
+        }
+
+
+@pytest.mark.parametrize("failpoint", ["after_decode=kill", "before_run=kill", "before_run=abort"])
+async def test_a_record_that_kills_the_engine_is_convicted_and_its_mates_are_served(
+    repository: Path, failpoint: str
+) -> None:
+    ends = Ends()
+    async with serving(repository, ends, failpoint=f"{failpoint}@{MARK}") as registry:
+        registry.submit([job(offset, marked=offset == 17) for offset in range(60)])
+        await until(lambda: len(ends.of) == 60)
+        assert ends.convicted == {17}
+        assert ends.count() == {"Predicted": 59, "record.poison": 1}
+        assert status(registry).restarts <= 2
+
+
+async def test_a_record_that_hangs_a_lane_is_convicted_and_its_mates_are_served(
+    repository: Path,
+) -> None:
+    ends = Ends()
+    async with serving(
+        repository, ends, failpoint=f"before_run=hang@{MARK}", watchdog_s=0.5
+    ) as registry:
+        registry.submit([job(offset, marked=offset == 17) for offset in range(60)])
+        await until(lambda: len(ends.of) == 60)
+        assert ends.convicted == {17}
+        assert ends.count() == {"Predicted": 59, "record.poison": 1}
+        assert "same work" in (status(registry).reason or "")
+
+
+async def test_a_record_whose_run_raises_is_convicted_without_a_death(repository: Path) -> None:
+    ends = Ends()
+    async with serving(repository, ends, failpoint=f"before_run=raise@{MARK}") as registry:
+        registry.submit([job(offset, marked=offset in (3, 17)) for offset in range(60)])
+        await until(lambda: len(ends.of) == 60)
+        assert ends.convicted == {3, 17}
+        assert status(registry).restarts == 0
+
+
+@pytest.mark.parametrize("failpoint", ["before_run=kill", "before_run=raise"])
+async def test_an_engine_that_fails_at_everything_convicts_nobody(
+    repository: Path, failpoint: str
+) -> None:
+    ends = Ends()
+    async with serving(repository, ends, failpoint=failpoint) as registry:
+        registry.submit([job(offset) for offset in range(60)])
+        await until(lambda: status(registry).restarts == 3)
+        assert ends.of == {}
+        assert registry.in_flight == 60
+        assert not registry.ready
+        assert registry.health() == (), "the engine is at fault: no restart of the worker helps"
+
+
+async def test_the_only_record_there_is_cannot_kill_engines_for_ever(repository: Path) -> None:
+    ends = Ends()
+    async with serving(repository, ends, failpoint=f"before_run=kill@{MARK}") as registry:
+        registry.submit([job(0, marked=True)])
+        await until(lambda: ends.convicted == {0})
+        registry.submit([job(1)])
+        await until(lambda: len(ends.of) == 2)
+        assert ends.count() == {"Predicted": 1, "record.poison": 1}
+
+
+async def test_what_an_engine_has_is_finished_before_it_ends(repository: Path) -> None:
+    ends = Ends()
+    async with serving(repository, ends) as registry:
+        registry.submit([job(offset) for offset in range(64)])
+        await registry.close(10.0)
+        assert ends.count() == {"Predicted": 64}
+
+
+async def test_an_engine_that_hangs_is_killed_when_the_deadline_of_closing_passes(
+    repository: Path,
+) -> None:
+    async with serving(repository, Ends(), failpoint="before_run=hang") as registry:
+        registry.submit([job(0)])
+        began_s = time.monotonic()
+        await registry.close(0.3)
+        assert time.monotonic() - began_s < 5.0
+
+
+async def test_a_broken_model_is_refused_with_its_file_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    version(tmp_path / "light" / "1", b"no graph")
+    registry = registry_of(tmp_path, Ends())
+    registry.expect({"light": "1"}, "light")
+    with pytest.raises(ModelError, match=r"model\.onnx"):
+        await registry.load(REF)
+    assert psutil.Process().children() == []
+    assert not registry.ready
+
+
+async def test_an_engine_that_dies_while_loading_is_an_engine_fault(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    registry = registry_of(repository, Ends())
+    with pytest.raises(EngineFault, match="light/1 died while it loaded: exit code 1"):
+        await registry.load(REF)
+
+
+SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+from tests.faults.test_engine_faults import REF, registry_of, status
+from tests.unit.inference.jobs import Ends
+
+async def main():
+    registry = registry_of(Path(sys.argv[1]), Ends())
+    await registry.load(REF)
+    print(status(registry).pid, flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+async def test_an_engine_does_not_outlive_a_killed_worker(repository: Path) -> None:
+    worker = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs on this loop
+        [sys.executable, "-c", SCRIPT, str(repository)], stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdout is not None
+    with worker, worker.stdout:
+        while not (line := worker.stdout.readline().strip()).isdigit():
+            assert worker.poll() is None
+        engine = psutil.Process(int(line))
+        worker.kill()
+        gone, _ = psutil.wait_procs([engine], timeout=2.0)
+    assert gone == [engine]
