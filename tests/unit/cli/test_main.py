@@ -9,6 +9,7 @@ from worker.cli import config as config_command
 
 COMMANDS = [
     ("run",),
+    ("demo",),
     ("send",),
     ("results",),
     ("config", "show"),
