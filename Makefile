@@ -10,7 +10,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python3.13; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& { command -v "$$p"; break; }; done)
 BIN := .venv/bin
-UV = $(BIN)/uv --no-config
+UV := $(BIN)/uv --no-config
+PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 LOCK_FLAGS ?=
 
@@ -55,19 +56,20 @@ clean:
 # uv installs in seconds what takes pip most of a minute. It does not read pip's settings: where only
 # those lead to packages, pip installs the same from the same hashes.
 define sync
-	$(UV) pip sync -q --python $(BIN)/python --require-hashes requirements/tools.lock $(1) \
-		|| $(BIN)/pip install -q --require-hashes -r requirements/tools.lock -r $(1)
-	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@echo 'installing $(1) into .venv'
+	@$(UV) pip sync -q --python $(BIN)/python --require-hashes requirements/tools.lock $(1) \
+		|| $(PIP) --require-hashes -r requirements/tools.lock -r $(1)
+	@$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 endef
 
 .venv/local.stamp: requirements/local.lock pyproject.toml .venv/tools.stamp
 	$(call sync,requirements/local.lock)
-	rm -f .venv/dev.stamp
-	touch $@
+	@rm -f .venv/dev.stamp
+	@touch $@
 
 .venv/dev.stamp: requirements/dev.lock pyproject.toml .venv/tools.stamp
 	$(call sync,requirements/dev.lock)
-	touch .venv/local.stamp $@
+	@touch .venv/local.stamp $@
 
 .venv/tools.stamp: requirements/tools.lock
 	@test -n "$(PYTHON)" || { echo 'Darkroom needs Python 3.11 or newer with its venv module, and found none.' \
@@ -75,9 +77,10 @@ endef
 	@"$(PYTHON)" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \
 		echo '$(PYTHON) is older than 3.11 or lacks its venv module (Debian: python3-venv).' \
 		'Name another: make PYTHON=/path/to/python3.12' >&2; exit 1; }
-	"$(PYTHON)" -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r $<
-	touch $@
+	@echo 'making .venv with $(PYTHON)'
+	@"$(PYTHON)" -m venv .venv
+	@$(PIP) --require-hashes -r $<
+	@touch $@
 
 compile = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(LOCK_FLAGS)
