@@ -67,7 +67,8 @@ def _advertised(spec: StackSpec) -> dict[str, str]:
 def _broker(spec: StackSpec, number: int, *, taken: set[int]) -> Part:
     if spec.ports and len(spec.ports) != spec.brokers:
         raise CommandError(f"{spec.brokers} broker(s), but {len(spec.ports)} port(s): {spec.ports}")
-    taken = taken | set(spec.ports)
+    proxies = {int(address.rpartition(":")[2]) for address in spec.advertised.values()}
+    taken = taken | set(spec.ports) | proxies
     port, peer_port, quorum_port = free_ports(3, taken=taken)
     if spec.ports:
         port = spec.ports[number - 1]

@@ -1,5 +1,6 @@
 """Ports on the loopback interface: free ones, and whether somebody listens."""
 
+import itertools
 import random
 import socket
 from collections.abc import Collection
@@ -15,13 +16,12 @@ port from the broker that comes back."""
 
 def free_ports(count: int, *, taken: Collection[int] = ()) -> tuple[int, ...]:
     """Ports that nobody listens on, none of `taken` among them."""
-    found: list[int] = []
-    for port in random.sample(range(LOWEST, HIGHEST), k=2_000):
-        if len(found) == count:
-            return tuple(found)
-        if port not in taken and is_free(port):
-            found.append(port)
-    raise CommandError(f"no {count} free ports between {LOWEST} and {HIGHEST} on {HOST}")
+    shuffled = random.sample(range(LOWEST, HIGHEST), k=HIGHEST - LOWEST)
+    free = (port for port in shuffled if port not in taken and is_free(port))
+    found = tuple(itertools.islice(free, count))
+    if len(found) < count:
+        raise CommandError(f"no {count} free ports between {LOWEST} and {HIGHEST} on {HOST}")
+    return found
 
 
 def is_free(port: int) -> bool:

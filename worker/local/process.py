@@ -19,7 +19,7 @@ ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": os.defpath}
 
 PROC = Path("/proc")
 KILL_DEADLINE_S = 10.0
-EXEC_DEADLINE_S = 5.0
+BLANK_DEADLINE_S = 5.0
 POLL_S = 0.02
 
 
@@ -28,7 +28,7 @@ def spawn(argv: list[str], log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
-        pid = os.posix_spawn(
+        return os.posix_spawn(
             argv[0],
             argv,
             ENVIRONMENT,
@@ -41,21 +41,24 @@ def spawn(argv: list[str], log: Path) -> int:
         )
     except OSError as error:
         raise CommandError(f"{argv[0]} cannot be started: {error}") from error
-    end_s = time.monotonic() + EXEC_DEADLINE_S
-    while command_line(pid) == "" and time.monotonic() < end_s:
-        time.sleep(POLL_S)  # the kernel lets us go on before it has laid out the command line
-    return pid
 
 
 def alive(pid: int, mark: str) -> bool:
-    """Whether `pid` runs and is still the process with `mark` in its command line."""
-    return mark in (command_line(pid) or "")
+    """Whether `pid` runs and is still the process with `mark` in its command line.
+
+    A process that is being started or ended has no command line for a moment (though an ending one
+    still holds its ports and files): that moment is waited out.
+    """
+    end_s = time.monotonic() + BLANK_DEADLINE_S
+    while (line := command_line(pid)) == "" and time.monotonic() < end_s:
+        time.sleep(POLL_S)
+    return mark in (line or "")
 
 
 def command_line(pid: int) -> str | None:
     """Command line of a process, its words separated by spaces.
 
-    None when there is no such process; empty while one is ending (it still holds ports and files).
+    None when there is no such process; empty while one is being started or ended.
     """
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # ours, in library form: nobody else would reap it
@@ -104,9 +107,9 @@ def stop_all(
 
 
 def wait_gone(pid: int, mark: str, *, deadline_s: float) -> bool:
-    """Wait until a process has ended wholly; False when it is still there at the deadline."""
+    """Wait until a process has ended; False when it is still there at the deadline."""
     end_s = time.monotonic() + deadline_s
-    while (line := command_line(pid)) is not None and (not line or mark in line):
+    while alive(pid, mark):
         if time.monotonic() > end_s:
             return False
         time.sleep(POLL_S)

@@ -18,7 +18,7 @@ from worker.local.java import find_java
 from worker.local.lock import locked
 from worker.local.plan import addresses_of, is_alive, local_folder, plan
 from worker.local.ports import listens
-from worker.local.process import spawn, stop_all, tail, wait_gone
+from worker.local.process import spawn, stop_all, tail
 from worker.local.spec import HOST, Addresses, Silent, StackSpec, Topic, Watcher
 from worker.local.state import REDIS, Part, State, read_state, write_state
 
@@ -165,8 +165,6 @@ class Stack:
         commands = self._commands(state, parts)
         for part, argv in zip(parts, commands, strict=True):
             self._watcher.say(f"starting {part.name} on {HOST}:{part.port}")
-            if part.pid:
-                wait_gone(part.pid, part.mark, deadline_s=GRACE_S)
             self.started.add(part.name)
             state = state.with_pid(part.name, spawn(argv, part.log))
             write_state(self._file, state)

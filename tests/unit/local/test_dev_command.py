@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from worker.cli.dev import app
+from worker.errors import CommandError
+
+runner = CliRunner()
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status"])
+def test_every_command_shows_an_example(command: str) -> None:
+    assert f"Example: darkroom dev {command}" in runner.invoke(app, [command, "--help"]).stdout
+
+
+def test_the_status_of_an_empty_folder_is_one_json_document(tmp_path: Path) -> None:
+    asked = runner.invoke(app, ["status", "--json", "--data-dir", str(tmp_path)])
+
+    assert asked.exit_code == 0
+    assert json.loads(asked.stdout) == {
+        "running": False,
+        "bootstrap_servers": "",
+        "redis_url": None,
+        "data": str(tmp_path),
+        "parts": [],
+    }
+
+
+@pytest.mark.parametrize("command", ["down", "status"])
+def test_what_is_for_people_only_keeps_off_standard_output(tmp_path: Path, command: str) -> None:
+    asked = runner.invoke(app, [command, "--data-dir", str(tmp_path / "none")])
+
+    assert asked.stdout == ""
+    assert "nothing runs in" in asked.stderr
+
+
+def test_two_brokers_are_refused(tmp_path: Path) -> None:
+    asked = runner.invoke(app, ["up", "--brokers", "2", "--data-dir", str(tmp_path)])
+
+    assert isinstance(asked.exception, CommandError)
+    assert str(asked.exception) == "--brokers 2: a local stack has 1 or 3"
+
+
+def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    asked = runner.invoke(app, ["up", "--data-dir", str(tmp_path / "file")])
+
+    assert isinstance(asked.exception, CommandError)
+    assert "cannot use" in str(asked.exception)
