@@ -1,0 +1,95 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from worker.config import BatchSettings, EngineSettings, LimitsSettings, Settings
+from worker.errors import SettingsError
+from worker.inference.budget import Budget, Share, budget_of, cores, limits_of, memory_bytes
+
+MB = 1 << 20
+
+
+def machine(root: Path, group: str, **files: str) -> Path:
+    """Write a tree of control groups; `files`: folder with `__` for `/` and name -> content."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"0::{group}\n")
+    for place, content in files.items():
+        path = root / "sys/fs/cgroup" / place.replace("__", "/").replace("_max", ".max")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    return root
+
+
+def test_lanes_are_shared_by_the_models_and_never_more_than_the_cores() -> None:
+    budget = Budget(8, 3000 * MB, 800 * MB, 1 << 40)
+    assert [budget.share(3, index).lanes for index in range(3)] == [3, 3, 2]
+    assert budget.share(1) == Share(8, 3000 * MB)
+
+
+def test_every_model_has_one_lane_and_can_decode_the_largest_picture() -> None:
+    budget = Budget(2, 1000 * MB, 800 * MB, 1 << 40)
+    assert [budget.share(3, index) for index in range(3)] == [Share(1, 800 * MB)] * 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "decode_bytes"),
+    [
+        (LimitsSettings(), 800_000_000),
+        (LimitsSettings(image_max_pixels=1_000_000), 256 * MB),
+        (LimitsSettings(decode_bytes=900_000_000), 900_000_000),
+    ],
+)
+def test_automatic_decode_memory_holds_one_of_the_largest_pictures(
+    limits: LimitsSettings, decode_bytes: int
+) -> None:
+    assert budget_of(Settings(limits=limits)).decode_bytes == decode_bytes
+
+
+def test_decode_memory_that_cannot_hold_one_largest_picture_is_refused() -> None:
+    settings = Settings(limits=LimitsSettings(decode_bytes=1000))
+    with pytest.raises(SettingsError, match=r"limits\.decode_bytes.*takes 800000000"):
+        budget_of(settings)
+
+
+def test_lanes_are_as_many_as_cores_unless_said_otherwise() -> None:
+    assert budget_of(Settings()).lanes == cores()
+    assert budget_of(Settings(engine=EngineSettings(lanes=5))).lanes == 5
+
+
+def test_the_affinity_of_the_process_bounds_its_cores(tmp_path: Path) -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system has no affinity")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert cores(tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    "files", [{"pods__a__cpu_max": "100000 100000"}, {"pods__cpu_max": "50000 100000"}]
+)
+def test_a_cpu_quota_of_this_group_or_one_above_bounds_the_cores(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    assert cores(machine(tmp_path, "/pods/a", **files)) == 1
+
+
+def test_no_quota_and_no_control_groups_bound_nothing(tmp_path: Path) -> None:
+    everything = cores(tmp_path / "nothing")
+    root = machine(tmp_path, "/pods/a", pods__a__cpu_max="max 100000", cpu_max="max 100000")
+    assert cores(root) == everything
+
+
+def test_memory_is_the_smallest_of_machine_and_groups(tmp_path: Path) -> None:
+    root = machine(tmp_path, "/pods/a", pods__a__memory_max="max", pods__memory_max=str(512 * MB))
+    assert memory_bytes(root) == 512 * MB
+    assert memory_bytes(tmp_path / "nothing") > 512 * MB
+
+
+def test_the_first_limits_are_those_of_the_settings() -> None:
+    limits = limits_of(Settings(batch=BatchSettings(max_wait_ms=7.5)))
+    assert limits == (16, 1, 7.5, 67_108_864, 33_554_432, 50_000_000)
+    assert limits_of(Settings(batch=BatchSettings(max_size=3))).max_size == 3

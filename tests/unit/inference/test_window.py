@@ -1,0 +1,52 @@
+from worker.inference.window import WINDOW_BYTES, Window
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_slow_engine_has_two_batches_for_every_lane() -> None:
+    clock = Clock()
+    window = Window(64, clock_s=clock)
+    for _ in range(10):
+        clock.now_s += 1.0
+        window.served(100)
+    assert window.rows == 64
+
+
+def test_a_fast_engine_has_a_tenth_of_a_second_of_work() -> None:
+    clock = Clock()
+    window = Window(64, clock_s=clock)
+    for _ in range(200):
+        clock.now_s += 0.05
+        window.served(600)
+    assert 1190 < window.rows <= 1200
+
+
+def test_after_a_quiet_time_the_window_is_small_again() -> None:
+    clock = Clock()
+    window = Window(64, clock_s=clock)
+    clock.now_s = 1.0
+    window.served(12_000)
+    assert window.rows == 600
+    for _ in range(10):
+        clock.now_s += 10.0
+        window.served(10)
+    assert window.rows == 64
+
+
+def test_it_is_filled_again_when_a_quarter_is_free() -> None:
+    window = Window(8, clock_s=Clock())
+    assert [window.worth_filling(inside) for inside in (0, 6, 7, 8)] == [True, True, False, False]
+
+
+def test_bytes_bound_it_but_never_keep_an_empty_engine_waiting() -> None:
+    window = Window(8, clock_s=Clock())
+    assert window.has_room(0, WINDOW_BYTES)
+    assert window.has_room(1, WINDOW_BYTES - 1)
+    assert not window.has_room(1, WINDOW_BYTES)
+    assert not window.has_room(8, 0)
