@@ -99,7 +99,11 @@ class Worker:
             floor=4 * registry.capacity_rows,
         )
         producer = Producer(settings.kafka, facts)
-        consumer = Consumer(settings.kafka, drain_deadline_s=settings.shutdown.drain_deadline_s)
+        consumer = Consumer(
+            settings.kafka,
+            drain_deadline_s=settings.shutdown.drain_deadline_s,
+            batch_max_bytes=settings.limits.in_flight_bytes,
+        )
         delivery = AtLeastOnce(
             producer,
             consumer,
@@ -115,7 +119,10 @@ class Worker:
             registry=registry,
             owned=owned,
             outbox=Outbox(
-                facts, worker=self._id, omit_failures=settings.results.failures == "omit"
+                facts,
+                worker=self._id,
+                omit_failures=settings.results.failures == "omit",
+                forward_headers=frozenset(settings.kafka.forward_headers),
             ),
             metrics=self._metrics,
             image_max_bytes=settings.limits.image_max_bytes,
@@ -145,12 +152,10 @@ class Worker:
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             while True:
-                done, _ = await asyncio.wait(
-                    (*loops, stop), timeout=0.2, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
-                if done:
+                await asyncio.wait([*loops, stop], timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
+                for ended in filter(asyncio.Future.done, loops):
+                    ended.result()
+                if stop.done():
                     return
                 if until_idle_s is not None and pipeline.idle_s >= until_idle_s:
                     log.info("idle", seconds=until_idle_s)

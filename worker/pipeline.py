@@ -28,6 +28,7 @@ from worker.types import (
     Outcome,
     Position,
     Predicted,
+    Reason,
     Record,
     Reference,
     Request,
@@ -146,6 +147,9 @@ class Pipeline:
         for entry in entries:
             record = entry.record
             assert record is not None
+            if record.unreadable is not None:
+                self._refuse(record, Failed(Reason.RECORD_UNREADABLE, record.unreadable))
+                continue
             try:
                 entry.request = parse(
                     record,

@@ -25,6 +25,7 @@ class Reason(StrEnum):
     MODEL_VERSION_UNKNOWN = "model.version-unknown"
     RECORD_TOO_LARGE = "record.too-large"
     RECORD_POISON = "record.poison"
+    RECORD_UNREADABLE = "record.unreadable"
     REFERENCE_DENIED = "reference.denied"
     REFERENCE_MISSING = "reference.missing"
     REFERENCE_CHECKSUM = "reference.checksum"
@@ -65,6 +66,8 @@ class Record(NamedTuple):
     timestamp_ms: int
     polled_s: float
     """`time.monotonic()` when it was polled."""
+    unreadable: str | None = None
+    """Why nothing of it but its position could be read from Kafka; None: all of it was."""
 
 
 class Reference(NamedTuple):

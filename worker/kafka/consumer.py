@@ -7,17 +7,18 @@ beside each guard; they were found by measurement, and are the reason that no ot
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from worker.config import KafkaSettings
 from worker.errors import BrokerRefused, BrokerUnavailable
 from worker.kafka.clients import client_options, describe, within
+from worker.kafka.codecs import UNREADABLE, cap_decompression
 from worker.types import Partition, Position, Record
 
 _NOWHERE = TopicPartition("__none__", 0)
@@ -25,6 +26,8 @@ _STEP_DEADLINE_S = 10.0
 _LEAVE_DEADLINE_S = 5.0
 _ERRORS_BEFORE_REBUILD = 5
 _POLL_BACKOFF_S = 0.5
+_UNREADABLE_TRIES = 3
+_PROBE_MS = 300
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +45,10 @@ class Ownership(Protocol):
 class Consumer:
     """One membership of the group at a time; `join` and `leave` may follow one another."""
 
-    def __init__(self, settings: KafkaSettings, *, drain_deadline_s: float) -> None:
+    def __init__(
+        self, settings: KafkaSettings, *, drain_deadline_s: float, batch_max_bytes: int
+    ) -> None:
+        cap_decompression(batch_max_bytes)
         self._settings = settings
         # The group waits for our drain: JoinGroup must outlive it, and requests outlive JoinGroup
         # (aiokafka cuts it by request_timeout_ms).
@@ -50,7 +56,7 @@ class Consumer:
         self._rebalance_ms = max(settings.session_timeout_ms, int((drain_deadline_s + 5) * 1000))
         self._consumer: AIOKafkaConsumer | None = None
         self._ownership: Ownership | None = None
-        self._polling: asyncio.Task[Any] | None = None
+        self._polling: asyncio.Task[list[Record]] | None = None
         self._errors = 0
         self._epoch = 0
         self.joined = False
@@ -105,11 +111,10 @@ class Consumer:
         if consumer is None:
             await asyncio.sleep(timeout_s)
             return []
-        self._polling = asyncio.ensure_future(
-            consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        )
+        polling = self._fetched(consumer, max_records=max_records, timeout_s=timeout_s)
+        self._polling = asyncio.ensure_future(polling)
         try:
-            polled = await self._polling
+            records: list[Record] = await self._polling
         except (kafka_errors.KafkaError, kafka_errors.ConsumerStoppedError) as error:
             if self._consumer is consumer:
                 await self._failed(error)
@@ -119,21 +124,7 @@ class Consumer:
                 raise
             return []
         self._errors = 0
-        now = time.monotonic()
-        epoch = self._epoch
-        return [
-            Record(
-                Position(tp.topic, tp.partition, message.offset),
-                epoch,
-                message.key,
-                message.value,
-                message.headers,
-                message.timestamp,
-                now,
-            )
-            for tp, messages in polled.items()
-            for message in messages
-        ]
+        return records
 
     async def rest(self) -> None:
         """Take nothing, but stay a member: a member that does not poll is thrown out.
@@ -239,6 +230,71 @@ class Consumer:
     def epoch(self) -> int:
         """The ownership that we are in; 0 before the first."""
         return self._epoch
+
+    async def _fetched(
+        self, consumer: AIOKafkaConsumer, *, max_records: int, timeout_s: float
+    ) -> list[Record]:
+        try:
+            return self._records(
+                await consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+            )
+        except UNREADABLE as error:
+            log.warning("a batch cannot be read", error=describe(error))
+        # aiokafka does not say whose batch it is, does not move, and raises again at every fetch:
+        # so each partition is polled by itself, and who raises every time is stepped over.
+        found: list[Record] = []
+        for tp in sorted(consumer.assignment()):
+            records, raised = await self._probe(consumer, tp, max_records=max_records)
+            found += records
+            if raised is not None:
+                found += await self._step_over(consumer, tp, raised)
+        return found
+
+    async def _probe(
+        self, consumer: AIOKafkaConsumer, tp: TopicPartition, *, max_records: int
+    ) -> tuple[list[Record], Exception | None]:
+        """Poll one partition; return its records, or what it raised at every try."""
+        raised: Exception | None = None
+        for _ in range(_UNREADABLE_TRIES):
+            try:
+                polled = await consumer.getmany(tp, timeout_ms=_PROBE_MS, max_records=max_records)
+            except UNREADABLE as error:
+                raised = error
+            else:
+                return self._records(polled), None
+        return [], raised
+
+    async def _step_over(
+        self, consumer: AIOKafkaConsumer, tp: TopicPartition, error: Exception
+    ) -> list[Record]:
+        """Give up one record: it will have its outcome like any other, `record.unreadable`."""
+        position = await self.position(Partition(*tp))
+        if position is None:
+            return []
+        why = describe(error)
+        log.error(
+            "record unreadable", topic=tp.topic, partition=tp.partition, offset=position, error=why
+        )
+        consumer.seek(tp, position + 1)
+        at = Position(tp.topic, tp.partition, position)
+        return [Record(at, self._epoch, None, None, (), -1, time.monotonic(), why)]
+
+    def _records(self, polled: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> list[Record]:
+        now_s = time.monotonic()
+        epoch = self._epoch
+        return [
+            Record(
+                Position(tp.topic, tp.partition, message.offset),
+                epoch,
+                message.key,
+                message.value,
+                message.headers,
+                message.timestamp,
+                now_s,
+            )
+            for tp, messages in polled.items()
+            for message in messages
+        ]
 
     async def _failed(self, error: Exception) -> None:
         self._errors += 1
