@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -39,6 +40,7 @@ from worker.telemetry.metrics import Metrics
 from worker.types import ModelRef
 
 _RETRY_S = 2.0
+_LOOK_S = 0.2
 _ENGINES_DEADLINE_S = 5.0
 _EXIT_SLACK_S = 15.0
 
@@ -150,9 +152,11 @@ class Worker:
     ) -> None:
         """Wait for a signal, for idleness where that was asked, or for a loop that ends."""
         stop = asyncio.create_task(self._stop.wait(), name="stop")
+        waited: list[asyncio.Future[Any]] = [*loops, stop]
+        look_s = None if until_idle_s is None else _LOOK_S
         try:
             while True:
-                await asyncio.wait([*loops, stop], timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waited, timeout=look_s, return_when=asyncio.FIRST_COMPLETED)
                 for ended in filter(asyncio.Future.done, loops):
                     ended.result()
                 if stop.done():
