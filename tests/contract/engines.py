@@ -119,6 +119,13 @@ class Engine:
         self.thread.join(DEADLINE_S)
         return None if self.thread.is_alive() else 0
 
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process ever had (VmHWM: ru_maxrss counts its parent)."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+
     def _take(self, message: Message | None, ends: dict[int, tuple[End, Outcomes]]) -> None:
         assert isinstance(message, Outcomes), message
         here: list[End] = [*message.done, *message.faults, *message.retries]

@@ -244,19 +244,12 @@ def test_big_pictures_wait_for_memory_instead_of_multiplying_by_the_lanes(
     big = graphs.encoded(np.tile(noise, (1, side // 8, 1)))
     one_picture_bytes = 16 * side * side
     process.load(asked._replace(decode_bytes=one_picture_bytes))
-    before_bytes = _peak_bytes(process)
+    before_bytes = process.peak_bytes()
     process.submit([big] * 6)
     ends = process.outcomes(6)
     assert [type(end) for end, _ in ends.values()] == [Done] * 6
     # What the submitted bytes take is the worker's bound, not the decoder's.
-    assert _peak_bytes(process) - before_bytes < one_picture_bytes + 7 * len(big)
-
-
-def _peak_bytes(engine: Engine) -> int:
-    assert engine.process is not None
-    status = Path(f"/proc/{engine.process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
+    assert process.peak_bytes() - before_bytes < one_picture_bytes + 7 * len(big)
 
 
 def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:

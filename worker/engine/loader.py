@@ -15,7 +15,7 @@ from worker.engine.contract import Agreement, agree
 from worker.engine.labels import read_labels
 from worker.engine.model import Array, Model
 from worker.engine.session import RUN_ERRORS, open_session
-from worker.errors import ModelError, RecordFault
+from worker.errors import DarkroomError, ModelError, RecordFault
 from worker.models.files import verify_files
 from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, load_manifest
 from worker.protocol.messages import Load, Loaded
@@ -24,6 +24,8 @@ from worker.vision.decode import decode, prepare_process
 from worker.vision.heads.classification import compile_head
 from worker.vision.sniff import check
 from worker.vision.transforms import compile_steps
+
+_PROOF_ERRORS: tuple[type[Exception], ...] = (DarkroomError, *RUN_ERRORS)
 
 _SAME = 1e-3
 """Relative difference that another batch size may make; kernels sum in another order."""
@@ -62,9 +64,12 @@ def load_model(load: Load) -> Model:
         max_size=manifest.batch_max_size,
     )
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
-    if agreement.fixed_batch is None and model.cap(load.limits) > 1:
+    if agreement.fixed_batch is None:
         model.rows_mix = _rows_mix(model, rows[0])
-    model.service_ms = _warm(model, rows[0], model.cap(load.limits))
+    try:
+        model.service_ms = _warm(model, rows[0], model.cap(load.limits))
+    except RUN_ERRORS as error:
+        raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
     return model
 
 
@@ -105,43 +110,45 @@ def _prepare(manifest: Manifest, agreement: Agreement, file: str) -> Callable[[A
 
 
 def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
-    """Put one golden sample through the real path; return its row as a batch of one."""
-    field, folder = f"golden[{index}]", Path(load.folder)
-    file = str(folder / MANIFEST_NAME)
-    batch = np.empty((1, *model.row_shape), model.row_dtype)
+    """Hold one golden sample to what it must give; return its row as a batch of one."""
+    folder = Path(load.folder)
     data = (folder / golden.image).read_bytes()
-    limits = load.limits
+    batch = np.empty((1, *model.row_shape), model.row_dtype)
     try:
-        header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
-        model.prepare(decode(data, header), batch[0])
-        [reading] = model.predictions(model.run(batch))
-    except RecordFault as fault:
+        problem = _differs(golden, _predict(model, data, batch, load.limits))
+    except _PROOF_ERRORS as error:
+        problem = str(error)
+    if problem:
         raise ModelError(
-            f"{golden.image}: {fault.reason}: {fault}", file=file, field=field
-        ) from fault
-    except RUN_ERRORS as error:
-        raise ModelError(
-            f"{golden.image}: the run raised {error}", file=file, field=field
-        ) from error
-    if isinstance(reading, RecordFault):
-        raise ModelError(f"{golden.image}: {reading}", file=file, field=field)
-    said = orjson.loads(reading)[golden.head][:1]
-    expected = f"{golden.expect_label!r} {golden.expect_score} +- {golden.tolerance}"
-    if not said:
-        raise ModelError(
-            f"{golden.image}: nothing is above the threshold, expected {expected}",
-            file=file,
-            field=field,
-        )
-    label, score = said[0]["label"], said[0]["score"]
-    if label != golden.expect_label or abs(score - golden.expect_score) > golden.tolerance:
-        raise ModelError(
-            f"{golden.image}: the model says {label!r} {score:.4f}, expected {expected}: are"
-            " preprocess, labels and weights those of this version?",
-            file=file,
-            field=field,
+            f"{golden.image}: {problem}",
+            file=str(folder / MANIFEST_NAME),
+            field=f"golden[{index}]",
         )
     return batch
+
+
+def _predict(model: Model, data: bytes, batch: Array, limits: Limits) -> bytes:
+    """Take an encoded image along the path of every record, through `batch` of one row."""
+    header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
+    model.prepare(decode(data, header), batch[0])
+    [reading] = model.predictions(model.run(batch))
+    if isinstance(reading, RecordFault):
+        raise reading
+    return reading
+
+
+def _differs(golden: Golden, predictions: bytes) -> str | None:
+    expected = f"{golden.expect_label!r} {golden.expect_score:.4f} +- {golden.tolerance}"
+    best = next(iter(orjson.loads(predictions)[golden.head]), None)
+    if best is None:
+        return f"nothing is above the threshold, expected {expected}"
+    label, score = best["label"], best["score"]
+    if label == golden.expect_label and abs(score - golden.expect_score) <= golden.tolerance:
+        return None
+    return (
+        f"the model says {label!r} {score:.4f}, expected {expected}: are preprocess, labels and"
+        " weights those of this version?"
+    )
 
 
 def _rows_mix(model: Model, batch: Array) -> bool:
@@ -149,7 +156,9 @@ def _rows_mix(model: Model, batch: Array) -> bool:
 
     True of some exports that fix a reshape, and of dynamic quantisation, by design.
     """
-    pair = np.concatenate([np.flip(batch, axis=-1), batch])
+    mate = batch.copy()
+    mate.reshape(-1)[: batch.size // 2] = 0
+    pair = np.concatenate([mate, batch])
     single = model.run(batch)
     try:
         together = model.run(pair)
@@ -176,11 +185,6 @@ def _best_ms(model: Model, batch: Array) -> float:
     best_ms = float("inf")
     for _ in range(2):
         begun_s = time.perf_counter()
-        try:
-            model.run(batch)
-        except RUN_ERRORS as error:
-            raise ModelError(
-                f"a batch of {len(batch)} rows cannot be run: {error}", file=MODEL_NAME
-            ) from error
+        model.run(batch)
         best_ms = min(best_ms, (time.perf_counter() - begun_s) * 1e3)
     return best_ms

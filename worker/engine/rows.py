@@ -1,8 +1,8 @@
 """Where decoded images wait: preallocated batch tensors (slabs), written row by row, used again.
 
-A row is claimed after its image is decoded, so that a bad picture leaves no hole. Measured with
-rows of 3x224x224 float32 (602 kB), 16 a batch: stacking one array per row costs 0.26 ms a row
-(copy and page faults), 3 % of decoding and running squeezenet; a view of a slab costs nothing.
+A row is claimed after its image is decoded, so that a bad picture leaves no hole. Measured against
+one array per row and np.stack, CPU a row: 3x224x224 float32 0.02 ms instead of 0.06-0.12 (0.5-0.9 %
+of decoding and running squeezenet), 3x640x640 0.3 ms instead of 2.8 (page faults).
 """
 
 import threading

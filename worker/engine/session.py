@@ -29,6 +29,18 @@ _NATIVE_ERRORS: tuple[type[Exception], ...] = tuple(
 RUN_ERRORS: tuple[type[Exception], ...] = (*_NATIVE_ERRORS, RuntimeError, ValueError, MemoryError)
 """What a run may raise."""
 
+_OPEN_ERRORS: tuple[type[Exception], ...] = (*_NATIVE_ERRORS, RuntimeError, ValueError)
+
+_MODEL_ERRORS = (
+    native.InvalidProtobuf,
+    native.InvalidGraph,
+    native.InvalidArgument,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotImplemented,
+)
+"""What opening a file may raise that is the file's fault on any device."""
+
 _OPTIMISATION = {
     "ORT_DISABLE_ALL": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "ORT_ENABLE_BASIC": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -124,11 +136,11 @@ def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> ort.Infer
             enable_fallback=0,
             read_config_from_model=0,
         )
-    except _NATIVE_ERRORS as error:
-        if choice.provider == CPU or not isinstance(error, native.EPFail):
-            raise ModelError(_sentence(error), file=path.name) from None
-        raise DeviceError(f"{choice.provider}: {_sentence(error)}") from None
-    except (RuntimeError, ValueError) as error:
+    except _MODEL_ERRORS as error:
+        raise ModelError(_sentence(error), file=str(path)) from None
+    except _OPEN_ERRORS as error:
+        if choice.provider == CPU:
+            raise ModelError(_sentence(error), file=str(path)) from None
         raise DeviceError(f"{choice.provider}: {_sentence(error)}") from None
     session.disable_fallback()
     if (used := session.get_providers()[0]) != choice.provider:

@@ -107,7 +107,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         },
         "golden": [
             {
-                "image": "golden/bright.png",
+                "image": "golden/sample.png",
                 "head": "light",
                 "expect": {"label": "bright", "score": BRIGHT / 255},
             }
@@ -122,13 +122,14 @@ def version(
     *,
     document: dict[str, Any] | None = None,
     labels: str = "dark\nbright\n",
+    golden: bytes | None = None,
 ) -> str:
     """Write a version into a folder that is not there yet; return its manifest's sha256."""
     graph = brightness() if graph is None else graph
     contents = {
         "model.onnx": graph if isinstance(graph, bytes) else graph.SerializeToString(),
         "labels.txt": labels.encode(),
-        "golden/bright.png": png(BRIGHT),
+        "golden/sample.png": golden or png(BRIGHT),
     }
     for name, content in contents.items():
         path = folder / name
