@@ -59,14 +59,14 @@ class Engine:
         while it loads, OSError when no process can be started. Nothing is left behind.
         """
         ours, theirs = socket_pair()
+        channel = await AsyncChannel.open(ours)
         page = Page.make(lanes=spec.load.lanes, max_ids=_MAX_IDS)
+        pixels = spec.load.limits.image_max_pixels
         try:
-            channel = await AsyncChannel.open(ours)
-            pixels = spec.load.limits.image_max_pixels
             peer = spawn(EngineEnd(theirs, page, spec.load.lanes, _MAX_IDS, pixels))
         except BaseException:
-            ours.close()
             theirs.close()
+            channel.close()
             page.close()
             raise
         try:

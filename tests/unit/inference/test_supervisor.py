@@ -18,6 +18,7 @@ from tests.unit.inference.scripted import (
 )
 from worker.errors import ChannelError, DeviceError, EngineFault, ModelError
 from worker.inference.engines import EngineSpec
+from worker.inference.process import EngineEnd, Peer
 from worker.inference.supervisor import Backoff, Supervisor
 from worker.protocol.channel import Channel
 from worker.protocol.messages import Bye, Load, LoadFailed, SetLimits, Stopped
@@ -110,6 +111,21 @@ async def test_a_version_that_cannot_load_is_refused_at_once(
     assert not stage.supervisor.ready
     assert stage.spawn.started == 1
     await stage.supervisor.stop(1.0)
+
+
+async def test_a_process_that_cannot_be_had_now_is_tried_again() -> None:
+    async with started(dies_of_first_row, serves) as stage:
+        spawn, refusals = stage.spawn, iter([True, True, False])
+
+        def refuses(end: EngineEnd) -> Peer:
+            if next(refusals):
+                raise BlockingIOError(11, "fork: no more processes")
+            return spawn(end)
+
+        stage.supervisor._spawn = refuses
+        stage.work.submit(jobs(1))
+        await until(lambda: len(stage.ends.of) == 1)
+        assert stage.backoff.delays_s == [0.0, 1.0, 2.0]
 
 
 async def test_a_dead_engine_is_followed_by_another_and_its_records_run_there() -> None:
