@@ -1,0 +1,378 @@
+"""What became of every record, read back from Kafka by confluent-kafka: somebody else's code.
+
+It knows topics and what was acknowledged, nothing of workers.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+
+from tests.contract.oracle import problems
+from worker.local.spec import Topic
+from worker.local.stack import Stack
+
+SAME = 1e-4
+"""How far scores of a repeat may be from those of the first: batches differ."""
+SCHEMA_SAMPLE = 50
+ANSWER_S = 30.0
+READ_S = 60.0
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Topics(NamedTuple):
+    """The topics and the group of one test."""
+
+    bootstrap: str
+    input: str
+    output: str
+    dead: str
+    group: str
+    partitions: int
+
+
+class Sent(NamedTuple):
+    """A record that the broker acknowledged."""
+
+    key: bytes
+    value: bytes
+    headers: Headers
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+class Published(NamedTuple):
+    """A record as it was read back."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    def header(self, name: str) -> str | None:
+        """The last header of this name, as text."""
+        found = [value for key, value in self.headers if key == name]
+        return None if not found or found[-1] is None else found[-1].decode()
+
+    @property
+    def json(self) -> dict[str, Any]:
+        result: dict[str, Any] = orjson.loads(self.value or b"")
+        return result
+
+
+class Account(NamedTuple):
+    """All results and dead letters of a test, of which everything that must hold holds."""
+
+    results: Sequence[dict[str, Any]]
+    letters: Sequence[Published]
+    repeats: int
+
+
+def make_topics(stack: Stack, name: str, *, partitions: int = 6, outputs: int = 0) -> Topics:
+    """Create the three topics of a test; `outputs`: partitions of the output, where they differ."""
+    topics = Topics(
+        stack.bootstrap_servers, f"{name}.in", f"{name}.out", f"{name}.dead", name, partitions
+    )
+    stack.create_topics(
+        Topic(topics.input, partitions),
+        Topic(topics.output, outputs or partitions),
+        Topic(topics.dead, partitions),
+    )
+    return topics
+
+
+class Feed:
+    """Writes to the input topic and keeps what was acknowledged, with its position."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._producer = Producer(
+            {
+                "bootstrap.servers": topics.bootstrap,
+                "enable.idempotence": True,
+                "acks": "all",
+                "linger.ms": 2,
+                "message.max.bytes": 16_000_000,
+                "message.timeout.ms": 120_000,
+            }
+        )
+        self.sent: list[Sent] = []
+
+    def send(
+        self,
+        key: bytes,
+        value: bytes | None,
+        *,
+        partition: int = 0,
+        headers: Headers = (),
+        timestamp_ms: int = 0,
+    ) -> None:
+        """Send one record; timestamp 0 is now."""
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            assert error is None, f"not delivered: {error}"
+            read = _published(message)
+            self.sent.append(
+                Sent(key, value or b"", headers, read.partition, read.offset, read.timestamp_ms)
+            )
+
+        self._producer.produce(
+            self._topics.input,
+            value,
+            key,
+            partition=partition,
+            headers=list(headers),
+            timestamp=timestamp_ms,
+            on_delivery=delivered,
+        )
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        assert self._producer.flush(READ_S) == 0, "records are not acknowledged"
+
+
+class Tail:
+    """Follows the output topic from its beginning."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._consumer = _consumer(topics)
+        self._consumer.assign(_partitions(self._consumer, topics.output))
+        self.results: list[dict[str, Any]] = []
+        self.ids: Counter[str] = Counter()
+        self.workers: Counter[str] = Counter()
+        self.last: dict[int, int] = {}
+        """Source partition -> the last offset that has a result."""
+
+    def look(self, timeout_s: float = 0.05) -> list[dict[str, Any]]:
+        """Take what has come; return it."""
+        came = [
+            _published(message).json
+            for message in self._consumer.consume(500, timeout=timeout_s)
+            if message.error() is None
+        ]
+        self.results += came
+        self.ids.update(result["id"] for result in came)
+        self.workers.update(result["worker"] for result in came)
+        for result in came:
+            self.last[result["source"]["partition"]] = result["source"]["offset"]
+        return came
+
+    @property
+    def repeats(self) -> int:
+        return self.ids.total() - len(self.ids)
+
+    def until(self, condition: Callable[[], bool], what: str, deadline_s: float = READ_S) -> None:
+        """Look until the condition holds; fail when it does not in time."""
+        end_s = time.monotonic() + deadline_s
+        while not condition():
+            assert time.monotonic() < end_s, f"not in {deadline_s:g} s: {what}; {len(self.ids)} ids"
+            self.look()
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def read_all(topics: Topics, topic: str) -> list[Published]:
+    """Read a topic from its beginning to its end, in order for each partition."""
+    consumer = _consumer(topics)
+    found: list[Published] = []
+    try:
+        waiting = {part.partition for part in _partitions(consumer, topic)}
+        consumer.assign(_partitions(consumer, topic))
+        end_s = time.monotonic() + READ_S
+        while waiting:
+            assert time.monotonic() < end_s, f"{topic}: partitions {waiting} do not end"
+            for message in consumer.consume(1000, timeout=0.2):
+                error = message.error()
+                if error is None:
+                    found.append(_published(message))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    waiting.discard(message.partition())
+                else:
+                    raise AssertionError(f"{topic}: {error}")
+    finally:
+        consumer.close()
+    return found
+
+
+def committed(topics: Topics) -> dict[int, tuple[int, int]]:
+    """Return (committed offset, end) of each input partition; -1001 where nothing is committed."""
+    consumer = _consumer(topics, group=topics.group)
+    try:
+        parts = consumer.committed(_partitions(consumer, topics.input), timeout=ANSWER_S)
+        return {
+            part.partition: (
+                part.offset,
+                consumer.get_watermark_offsets(
+                    TopicPartition(topics.input, part.partition), timeout=ANSWER_S
+                )[1],
+            )
+            for part in parts
+        }
+    finally:
+        consumer.close()
+
+
+def wait_committed(topics: Topics, deadline_s: float = READ_S) -> None:
+    """Wait until everything in the input topic is committed."""
+    end_s = time.monotonic() + deadline_s
+    while behind := {p: at for p, at in committed(topics).items() if at[0] != at[1] and at[1]}:
+        assert time.monotonic() < end_s, f"(committed, end) of partitions: {behind}"
+        assert all(at <= end for at, end in behind.values()), f"committed past the end: {behind}"
+
+
+def account(
+    topics: Topics,
+    sent: Iterable[Sent],
+    *,
+    doomed: Mapping[bytes, str],
+    repeats_max: int = 0,
+) -> Account:
+    """Hold output and dead letters to what was sent.
+
+    Nothing is lost and nothing else is there (L1); every id comes once but for `repeats_max`
+    repeats, which say the same (L2); first occurrences keep the order of their partition (L3); all
+    of it is committed (L4). `doomed`: key -> reason, of the records that nobody can serve.
+    """
+    by_id = {_id(topics, record): record for record in sent}
+    outputs = read_all(topics, topics.output)
+    letters = read_all(topics, topics.dead)
+    results = [published.json for published in outputs]
+    _nothing_lost(by_id, results)
+    repeats = _repeats_agree(results)
+    assert repeats <= repeats_max, f"{repeats} repeats, at most {repeats_max} are in flight"
+    _in_order(outputs)
+    _statuses(by_id, results, doomed)
+    _letters(by_id, letters, doomed, repeats_max)
+    for result in (*results[:SCHEMA_SAMPLE], *(r for r in results if r["status"] != "ok")):
+        assert not problems("result", result), (problems("result", result), result)
+    wait_committed(topics)
+    return Account(results, letters, repeats)
+
+
+def _nothing_lost(by_id: Mapping[str, Sent], results: Sequence[dict[str, Any]]) -> None:
+    there = {result["id"] for result in results}
+    lost, strange = by_id.keys() - there, there - by_id.keys()
+    assert not lost, f"{len(lost)} of {len(by_id)} records have no result: {sorted(lost)[:10]}"
+    assert not strange, f"results of what nobody sent: {sorted(strange)[:10]}"
+
+
+def _repeats_agree(results: Sequence[dict[str, Any]]) -> int:
+    """Count the results that came again; each says what the first one said."""
+    first: dict[str, dict[str, Any]] = {}
+    repeats = 0
+    for result in results:
+        before = first.setdefault(result["id"], result)
+        if before is result:
+            continue
+        repeats += 1
+        for field in ("status", "source", "model", "image", "reason"):
+            assert result.get(field) == before.get(field), (field, before, result)
+        assert same_predictions(result["predictions"], before["predictions"]), (before, result)
+    return repeats
+
+
+def same_predictions(one: Any, two: Any, tolerance: float = SAME) -> bool:
+    """Whether two predictions say the same, numbers within the tolerance."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(
+            same_predictions(one[key], two[key], tolerance) for key in one
+        )
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(
+            same_predictions(a, b, tolerance) for a, b in zip(one, two, strict=True)
+        )
+    if isinstance(one, float) and isinstance(two, float):
+        return abs(one - two) <= tolerance
+    return bool(one == two)
+
+
+def _in_order(outputs: Sequence[Published]) -> None:
+    seen: set[str] = set()
+    last: dict[tuple[int, str], tuple[int, int]] = {}
+    homes: dict[int, set[int]] = defaultdict(set)
+    count = 1 + max((published.partition for published in outputs), default=0)
+    for published in outputs:
+        result = published.json
+        source = result["source"]
+        homes[source["partition"]].add(published.partition)
+        if result["id"] in seen:
+            continue
+        seen.add(result["id"])
+        lane = (source["partition"], source["topic"])
+        before = last.get(lane, (-1, -1))
+        assert source["offset"] > before[0], (
+            f"partition {lane[0]}: source offset {source['offset']} (output {published.offset}) "
+            f"stands behind {before[0]} (output {before[1]})"
+        )
+        last[lane] = (source["offset"], published.offset)
+    for source_partition, where in homes.items():
+        assert where == {source_partition % count}, f"partition {source_partition} went to {where}"
+
+
+def _statuses(
+    by_id: Mapping[str, Sent], results: Sequence[dict[str, Any]], doomed: Mapping[bytes, str]
+) -> None:
+    for result in results:
+        reason = doomed.get(by_id[result["id"]].key)
+        said = (result["status"], result.get("reason"))
+        assert said == (("ok", None) if reason is None else ("failed", reason)), result
+
+
+def _letters(
+    by_id: Mapping[str, Sent],
+    letters: Sequence[Published],
+    doomed: Mapping[bytes, str],
+    repeats_max: int,
+) -> None:
+    planned = {identity for identity, record in by_id.items() if record.key in doomed}
+    found = Counter(letter.header("darkroom-id") or "" for letter in letters)
+    assert found.keys() == planned, f"dead letters not as planned: {found.keys() ^ planned}"
+    assert found.total() - len(found) <= repeats_max, f"repeated dead letters: {found}"
+    for letter in letters:
+        record = by_id[letter.header("darkroom-id") or ""]
+        assert (letter.key, letter.value or b"") == (record.key, record.value)
+        assert letter.headers[: len(record.headers)] == record.headers
+        assert letter.timestamp_ms == record.timestamp_ms
+        assert letter.header("darkroom-reason") == doomed[record.key]
+
+
+def _id(topics: Topics, record: Sent) -> str:
+    return f"{topics.input}/{record.partition}/{record.offset}@{record.timestamp_ms}"
+
+
+def _consumer(topics: Topics, group: str = "reader") -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": topics.bootstrap,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 20,
+        }
+    )
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[TopicPartition]:
+    described = consumer.list_topics(topic, timeout=ANSWER_S).topics[topic]
+    return [TopicPartition(topic, number, 0) for number in sorted(described.partitions)]
+
+
+def _published(message: Message) -> Published:
+    partition, offset = message.partition(), message.offset()
+    assert partition is not None
+    assert offset is not None
+    headers: Any = message.headers() or ()
+    timestamp_ms = message.timestamp()[1]
+    return Published(
+        partition, offset, timestamp_ms, message.key(), message.value(), tuple(headers)
+    )
