@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from worker.inference.dispatcher import Finished
 from worker.inference.process import spawn_process
 from worker.kafka.consumer import Consumer
 from worker.kafka.delivery import AtLeastOnce
+from worker.kafka.envelope import parse
 from worker.kafka.ledger import Bound
 from worker.kafka.outbox import Outbox
 from worker.kafka.owned import Owned
@@ -94,6 +96,7 @@ class Worker:
         self, registry: Registry, facts: TopicFacts, until_idle_s: float | None
     ) -> int:
         settings = self._settings
+        forward_headers = frozenset(settings.kafka.forward_headers)
         bound = Bound(
             max_records=settings.limits.in_flight_records,
             max_bytes=settings.limits.in_flight_bytes,
@@ -117,6 +120,11 @@ class Worker:
         owned = Owned(delivery, bound, self._metrics)
         self._pipeline = pipeline = Pipeline(
             consumer=consumer,
+            parse=partial(
+                parse,
+                image_max_bytes=settings.limits.image_max_bytes,
+                forward_headers=forward_headers,
+            ),
             resolver=Resolver(),
             registry=registry,
             owned=owned,
@@ -124,11 +132,9 @@ class Worker:
                 facts,
                 worker=self._id,
                 omit_failures=settings.results.failures == "omit",
-                forward_headers=frozenset(settings.kafka.forward_headers),
+                forward_headers=forward_headers,
             ),
             metrics=self._metrics,
-            image_max_bytes=settings.limits.image_max_bytes,
-            forward_headers=frozenset(settings.kafka.forward_headers),
             failpoints=self._failpoints,
         )
         self._metrics.in_flight_records.set_function(lambda: bound.records)

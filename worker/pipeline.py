@@ -6,14 +6,13 @@ Runtime: `app` hands it the consumer, the registry, and the partitions that are 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from worker.errors import RecordFault, RecordSkipped
 from worker.inference.dispatcher import Finished, Job
 from worker.kafka.consumer import Consumer
-from worker.kafka.envelope import parse
 from worker.kafka.ledger import Entry, Outgoing
 from worker.kafka.outbox import Outbox
 from worker.kafka.owned import Owned
@@ -47,20 +46,20 @@ log = structlog.get_logger(__name__)
 class Pipeline:
     """Takes records in under the bound, and every one of them to exactly one outcome."""
 
-    def __init__(  # noqa: PLR0913 - the eight stops, handed in by the one place that builds them
+    def __init__(
         self,
         *,
         consumer: Consumer,
+        parse: Callable[[Record], Request],
         resolver: Resolver,
         registry: Registry,
         owned: Owned,
         outbox: Outbox,
         metrics: Metrics,
-        image_max_bytes: int,
-        forward_headers: frozenset[str],
         failpoints: Failpoints,
     ) -> None:
         self._consumer = consumer
+        self._parse = parse
         self._resolver = resolver
         self._registry = registry
         self._owned = owned
@@ -68,8 +67,6 @@ class Pipeline:
         self._metrics = metrics
         self._stages = Stages(metrics)
         self._served = metrics.records.labels("ok", "")
-        self._image_max_bytes = image_max_bytes
-        self._forward_headers = forward_headers
         self._failpoints = failpoints
         self._resolving: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -151,11 +148,7 @@ class Pipeline:
                 self._refuse(record, Failed(Reason.RECORD_UNREADABLE, record.unreadable))
                 continue
             try:
-                entry.request = parse(
-                    record,
-                    image_max_bytes=self._image_max_bytes,
-                    forward_headers=self._forward_headers,
-                )
+                entry.request = self._parse(record)
             except RecordFault as fault:
                 self._refuse(record, Failed(fault.reason, str(fault)))
             else:
