@@ -21,7 +21,6 @@ Exit codes:
   3  no model can be served, or a model is broken
   4  the required GPU is absent or lost
   5  the brokers answer and refuse us
-  6  the dead-letter breaker is open
   7  the brokers do not answer, or stopped before drained (nothing is lost)
   130  interrupted
 """
