@@ -6,6 +6,7 @@ system gave to somebody else is never taken for ours, nor killed.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,10 +23,16 @@ KILL_DEADLINE_S = 10.0
 BLANK_DEADLINE_S = 5.0
 POLL_S = 0.02
 
+START_LINE = "=== started by darkroom ===\n"
+LINES_TOLD = 15
+_COMPLAINT = re.compile(r" (ERROR|FATAL) |Exception\b|^Error: ")
+
 
 def spawn(argv: list[str], log: Path) -> int:
     """Start `argv` in a session of its own, output appended to `log`; its process id."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(START_LINE)
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
         return os.posix_spawn(
@@ -116,10 +123,12 @@ def wait_gone(pid: int, mark: str, *, deadline_s: float) -> bool:
     return True
 
 
-def tail(log: Path, lines: int = 15) -> str:
-    """Last lines of a log, for the message of an error."""
+def telling_lines(log: Path) -> str:
+    """Pick what a log says of its last start, for an error's message: its complaints or its end."""
     try:
         text = log.read_text(errors="replace")
     except OSError:
         return "(no log)"
-    return "\n".join(text.splitlines()[-lines:])
+    lines = text.rpartition(START_LINE)[2].splitlines()
+    complaints = [line for line in lines if _COMPLAINT.search(line)]
+    return "\n".join((complaints or lines)[-LINES_TOLD:])

@@ -18,7 +18,7 @@ from worker.local.java import find_java
 from worker.local.lock import locked
 from worker.local.plan import addresses_of, is_alive, local_folder, plan
 from worker.local.ports import listens
-from worker.local.process import spawn, stop_all, tail
+from worker.local.process import spawn, stop_all, telling_lines
 from worker.local.spec import HOST, Addresses, Silent, StackSpec, Topic, Watcher
 from worker.local.state import REDIS, Part, State, read_state, write_state
 
@@ -210,10 +210,12 @@ class Stack:
     def _check_alive(self, names: list[str]) -> None:
         for part in map(self._state().part, names):
             if not is_alive(part):
-                raise CommandError(_with_log(part, "ended while it was starting"))
+                raise CommandError(_with_log(part, "ended before it was usable"))
 
     def _end(self, names: Iterable[str]) -> None:
-        state = self._state()
+        state = read_state(self._file)
+        if state is None:  # `down` was here
+            return
         ran = [part for part in map(state.part, names) if is_alive(part)]
         stop_all([(part.pid, part.mark) for part in ran], grace_s=GRACE_S)
 
@@ -228,4 +230,4 @@ class Stack:
 
 
 def _with_log(part: Part, what: str) -> str:
-    return f"{part.name} {what}; the end of {part.log}:\n{tail(part.log)}"
+    return f"{part.name} {what}; from {part.log}:\n{telling_lines(part.log)}"

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from worker.errors import CommandError
-from worker.local.process import alive, command_line, spawn, stop_all, tail, wait_gone
+from worker.local.process import (
+    START_LINE,
+    alive,
+    command_line,
+    spawn,
+    stop_all,
+    telling_lines,
+    wait_gone,
+)
 
 STUBBORN = (
     "import signal,time;signal.signal(signal.SIGTERM,signal.SIG_IGN);print('up',flush=True);"
@@ -45,7 +53,7 @@ def test_both_outputs_are_appended_to_the_log(tmp_path: Path) -> None:
         pid = spawn([sys.executable, "-c", script], log)
         assert wait_gone(pid, str(tmp_path), deadline_s=20)
 
-    assert log.read_text() == "out err out err "
+    assert log.read_text() == f"{START_LINE}out err " * 2
 
 
 def test_the_environment_of_the_caller_does_not_reach_the_process(
@@ -123,8 +131,19 @@ def test_several_processes_share_one_grace(tmp_path: Path) -> None:
     assert not any(alive(pid, mark) for pid, mark in processes)
 
 
-def test_the_tail_is_the_last_lines(tmp_path: Path) -> None:
+def test_of_a_quiet_log_the_last_lines_are_told(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("".join(f"line {n}\n" for n in range(100)))
 
-    assert tail(tmp_path / "log.txt", lines=2) == "line 98\nline 99"
-    assert tail(tmp_path / "absent.txt") == "(no log)"
+    assert telling_lines(tmp_path / "log.txt").splitlines() == [f"line {n}" for n in range(85, 100)]
+    assert telling_lines(tmp_path / "absent.txt") == "(no log)"
+
+
+def test_of_a_long_log_the_complaints_of_the_last_start_are_told(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(
+        f"{START_LINE}t ERROR of yesterday\n{START_LINE}t INFO a\nt ERROR b\nCaused by: "
+        "x.NotFoundException: c\n\tat x.y\n" + "t INFO ErrorHandler shuts down\n" * 50
+    )
+
+    told = telling_lines(tmp_path / "log.txt").splitlines()
+
+    assert told == ["t ERROR b", "Caused by: x.NotFoundException: c"]
