@@ -110,7 +110,7 @@ class Dispatcher:
         self._inside_bytes = 0
         self._alone: int | None = None
         self._finished: list[Finished] = []
-        self._passed_here = False
+        self._doubted = False
         self._closing = False
         self._empty: asyncio.Future[None] | None = None
         self.convicted = 0
@@ -122,8 +122,8 @@ class Dispatcher:
 
     @property
     def ready(self) -> bool:
-        """An engine is attached and, where records are suspected, has served one."""
-        return self._engine is not None and (self._guilt.clear or self._passed_here)
+        """An engine is attached and, after a failure, a record has been served (or none waits)."""
+        return self._engine is not None and not (self._doubted and self.in_flight)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs; each gets exactly one outcome, later."""
@@ -135,7 +135,6 @@ class Dispatcher:
     def attach(self, engine: Attached) -> None:
         """Use this engine from now on. It has just proved itself on its golden samples."""
         self._engine = engine
-        self._passed_here = False
         self._guilt.engine_started()
         self._pump()
         self._flush()
@@ -146,6 +145,7 @@ class Dispatcher:
         `held`: the rows that its lanes were working on, by the page of progress words.
         """
         self._engine = None
+        self._doubted = True
         inside, self._inside, self._inside_bytes = self._inside, {}, 0
         alone, self._alone = self._alone, None
         suspects = [row for row in inside if row in held]
@@ -210,11 +210,12 @@ class Dispatcher:
             self._finished.append(Finished(self._take(row).ticket, predicted))
         engine.window.served(len(message.done))
         self._guilt.passed(row.id for row in message.done)
-        self._passed_here = True
+        self._doubted = False
 
     def _retry(self, retries: Sequence[Retry]) -> None:
         """Answer a run that raised: its rows again, one by one, as suspects."""
         alone = self._alone
+        self._doubted = True
         for retry in retries:
             self._suspects[retry.id] = self._take(retry.id)
         _log.warning("run.failed", model=str(self._ref), rows=len(retries), why=retries[0].message)
@@ -238,10 +239,8 @@ class Dispatcher:
             "record.poison", topic=topic, partition=partition, offset=offset,
             model=str(self._ref), why=why,
         )  # fmt: skip
-        fault = RecordFault(
-            Reason.RECORD_POISON, f"failed again when it was run alone, while others pass: {why}"
-        )
-        self._finish(job, outcome_of(fault))
+        message = f"it failed again when an engine ran it alone: {why}"
+        self._finish(job, outcome_of(RecordFault(Reason.RECORD_POISON, message)))
 
     def _pump(self) -> None:
         """Give the engine what its window has room for."""

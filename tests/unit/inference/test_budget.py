@@ -5,7 +5,16 @@ import pytest
 
 from worker.config import BatchSettings, EngineSettings, LimitsSettings, Settings
 from worker.errors import SettingsError
-from worker.inference.budget import Budget, Share, budget_of, cores, limits_of, memory_bytes
+from worker.inference.budget import (
+    DECODE_BYTES_PER_PIXEL,
+    Budget,
+    Share,
+    budget_of,
+    cores,
+    limits_of,
+    memory_bytes,
+)
+from worker.vision.containers import Header
 
 MB = 1 << 20
 
@@ -44,6 +53,10 @@ def test_automatic_decode_memory_holds_one_of_the_largest_pictures(
     limits: LimitsSettings, decode_bytes: int
 ) -> None:
     assert budget_of(Settings(limits=limits)).decode_bytes == decode_bytes
+
+
+def test_both_sides_reckon_decode_memory_alike() -> None:
+    assert Header("png", 1, 1).decode_bytes == DECODE_BYTES_PER_PIXEL
 
 
 def test_decode_memory_that_cannot_hold_one_largest_picture_is_refused() -> None:

@@ -169,11 +169,32 @@ def test_suspects_run_alone_with_nothing_else_in_the_engine() -> None:
         (row,) = port.rows
         assert row.alone
         order.extend(port.names)
-        assert not work.ready or order != [5]
         work.outcomes(done(*port.take()))
     assert order == [5, 0, 1], "the witness comes first"
     assert port.names == [2, 3, 4]
     assert work.ready
+
+
+def test_after_a_failure_it_is_ready_when_a_record_was_served_or_none_waits() -> None:
+    def ready() -> bool:
+        return work.ready
+
+    work = dispatcher(Ends())
+    port = Port()
+    work.attach(attached(port))
+    work.submit(jobs(0))
+    assert ready()
+    for held in ({port.rows[0].id}, ()):
+        work.detach(held, "SIGSEGV")
+        assert not ready()
+        port = Port()
+        work.attach(attached(port))
+        assert not ready(), "nothing shows that this engine is better"
+    work.outcomes(done(*port.take()))
+    assert ready()
+    work.detach((), "SIGKILL")
+    work.attach(attached(Port()))
+    assert ready(), "no record waits that could show it"
 
 
 def test_a_record_that_kills_again_while_another_passes_is_convicted() -> None:
