@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import orjson
 import psutil
 import pytest
 
@@ -67,6 +68,17 @@ def test_each_record_gets_exactly_one_outcome(engine: Engine, asked: Load) -> No
                 assert isinstance(end, Fault)
                 expected = {1: Reason.IMAGE_EMPTY, 3: Reason.IMAGE_TYPE, 4: Reason.IMAGE_CORRUPT}
                 assert end.reason is expected[bad]
+
+
+def test_no_row_is_ever_taken_for_another_one(engine: Engine, asked: Load) -> None:
+    engine.load(asked._replace(limits=LIMITS._replace(max_size=7)))
+    shades = [graphs.png(value) for value in range(256)]
+    for first in range(0, 2048, 256):
+        engine.submit(shades, first=first)
+    for n, (end, _) in engine.outcomes(2048).items():
+        assert isinstance(end, Done)
+        scores = {said["label"]: said["score"] for said in orjson.loads(end.predictions)["light"]}
+        assert scores["bright"] == pytest.approx(n % 256 / 255, abs=1e-5)
 
 
 def test_bye_finishes_what_was_submitted_and_then_stops(engine: Engine, asked: Load) -> None:

@@ -36,9 +36,8 @@ def main() -> NoReturn:
 
 
 def _serve(asked: argparse.Namespace) -> None:
-    # Imported late: what is above must be in force before half a second of imports.
-    from worker.engine.host import serve  # noqa: PLC0415
-    from worker.protocol.page import Page  # noqa: PLC0415
+    from worker.engine.host import serve  # noqa: PLC0415 - half a second, after the death signal
+    from worker.protocol.page import Page  # noqa: PLC0415 - same
 
     page = Page(asked.page, lanes=asked.lanes, max_ids=asked.max_ids)
     serve(socket.socket(fileno=asked.channel), page, on_gone=lambda: _end(0))

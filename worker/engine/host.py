@@ -64,10 +64,13 @@ def _serve(channel: Channel, page: Page, on_gone: Callable[[], None] | None) -> 
     except DeviceError as error:
         channel.send(LoadFailed("device", str(error), None, None))
         return Ending.REFUSED
-    host = _Host(channel, page, model, load)
-    host.start()
     channel.send(loaded(model, load.limits, load_ms=(time.monotonic() - started_s) * 1e3))
-    return host.receive(on_gone)
+    host = _Host(channel, page, model, load)
+    try:
+        host.start()
+        return host.receive(on_gone)
+    finally:
+        host.abandon()
 
 
 class _Host:
@@ -110,9 +113,13 @@ class _Host:
             raise self._crash
         if on_gone:
             on_gone()
-        self._queue.abandon()
-        self._drain_lanes()
+        self.abandon()
+        self._join()
         return Ending.GONE
+
+    def abandon(self) -> None:
+        """Let the lanes stop, whatever is left."""
+        self._queue.abandon()
 
     def _limit(self, limits: Limits) -> None:
         model = self._floor.model
@@ -122,12 +129,12 @@ class _Host:
 
     def _drain(self) -> None:
         self._queue.close()
-        self._drain_lanes()
+        self._join()
         if self._crash:
             raise self._crash
         self._channel.send(Stopped())
 
-    def _drain_lanes(self) -> None:
+    def _join(self) -> None:
         for lane in self._lanes:
             lane.join()
 

@@ -102,7 +102,8 @@ class Lane:
         if behind and header.pixels > _GROUP_PIXELS:
             floor.queue.put_back(tuple(behind))
             behind.clear()
-        with floor.reserve.held(header.decode_bytes):
+        floor.reserve.take(header.decode_bytes)
+        try:
             floor.page.begin(self._number, Phase.DECODE, (work.id,))
             image_hwc = decode(work.image, header)
             if floor.failpoints:
@@ -112,6 +113,8 @@ class Lane:
             work.decoded_s = time.monotonic()
             work.height_px, work.width_px = image_hwc.shape[:2]
             self._write(work, image_hwc)
+        finally:
+            floor.reserve.give(header.decode_bytes)
         work.ready_s = time.monotonic()
 
     def _write(self, work: Work, image_hwc: Array) -> None:

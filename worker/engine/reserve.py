@@ -2,8 +2,6 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from worker.errors import RecordFault
 from worker.types import Reason
@@ -15,12 +13,12 @@ class Reserve:
     def __init__(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes
         self._free_bytes = total_bytes
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[object] = deque()
 
-    @contextmanager
-    def held(self, needed_bytes: int) -> Iterator[None]:
-        """Hold so many bytes, waiting until they can be had.
+    def take(self, needed_bytes: int) -> None:
+        """Take so many bytes, waiting until they can be had; `give` them back.
 
         Raises RecordFault for a picture that needs more than there are in all.
         """
@@ -30,17 +28,17 @@ class Reserve:
                 f"decoding it needs {needed_bytes} bytes, "
                 f"more than limits.decode_bytes = {self._total_bytes}",
             )
-        with self._changed:
+        with self._lock:
             if self._waiting or self._free_bytes < needed_bytes:
                 self._queue(needed_bytes)
             self._free_bytes -= needed_bytes
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free_bytes += needed_bytes
-                if self._waiting:
-                    self._changed.notify_all()
+
+    def give(self, taken_bytes: int) -> None:
+        """Give bytes back."""
+        with self._lock:
+            self._free_bytes += taken_bytes
+            if self._waiting:
+                self._changed.notify_all()
 
     def _queue(self, needed_bytes: int) -> None:
         turn = object()

@@ -1,0 +1,63 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.contract.engines import DEADLINE_S, load
+from tests.unit.engine import graphs
+from worker.engine.host import Ending, serve
+from worker.engine.model import Model
+from worker.errors import ChannelError
+from worker.protocol.channel import Channel, socket_pair
+from worker.protocol.messages import Bye, Loaded, Message, Row, Stopped, Submit
+from worker.protocol.page import Page
+
+
+def test_a_lane_that_breaks_takes_its_engine_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load(tmp_path / "1", graphs.version(tmp_path / "1"))
+    page, (ours, theirs) = Page.make(lanes=2, max_ids=4), socket_pair()
+    ours.settimeout(DEADLINE_S)
+    worker = Channel(ours)
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(serve, theirs, page)
+        worker.send(asked)
+        assert isinstance(worker.receive(), Loaded)
+        monkeypatch.delattr(Model, "predictions")
+        worker.send(Submit((Row(1, graphs.png(1), alone=False),)))
+        assert worker.receive() is None
+        assert isinstance(ended.exception(DEADLINE_S), AttributeError)
+    worker.close()
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([], Ending.GONE),
+        (["load"], Ending.GONE),
+        (["load", Bye()], Ending.STOPPED),
+        ([Bye()], ChannelError),
+        (["load", "load"], ChannelError),
+        (["load", Stopped()], ChannelError),
+    ],
+    ids=str,
+)
+def test_an_engine_ends_as_its_worker_tells_it(
+    tmp_path: Path, messages: list[Message | str], expected: Ending | type[Exception]
+) -> None:
+    asked = load(tmp_path / "1", graphs.version(tmp_path / "1"))
+    page, (ours, theirs) = Page.make(lanes=2, max_ids=4), socket_pair()
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(serve, theirs, page)
+        for message in messages:
+            Channel(ours).send(asked if isinstance(message, str) else message)
+        if expected is Ending.GONE:
+            ours.close()
+        if isinstance(expected, Ending):
+            assert ended.result(DEADLINE_S) is expected
+        else:
+            assert isinstance(ended.exception(DEADLINE_S), expected)
+    ours.close()
+    page.close()
