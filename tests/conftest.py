@@ -72,10 +72,11 @@ def _leavings(folder: str) -> list[psutil.Process]:
         if folder in " ".join(process.info["cmdline"] or ())
     ]
     found = {process.pid: process for process in (*children, *of_stacks)}
+    ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     return [
         process
         for process in found.values()
-        if process.pid != os.getpid() and not _is_resource_tracker(process)
+        if process.pid not in ours and not _is_resource_tracker(process)
     ]
 
 

@@ -101,6 +101,7 @@ class Feed:
                 "linger.ms": 2,
                 "message.max.bytes": 16_000_000,
                 "message.timeout.ms": 120_000,
+                "log_level": 0,
             }
         )
         self.sent: list[Sent] = []
@@ -358,6 +359,7 @@ def _consumer(topics: Topics, group: str = "reader") -> Consumer:
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 20,
+            "log_level": 0,
         }
     )
 
