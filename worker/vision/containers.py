@@ -34,6 +34,8 @@ class Header(NamedTuple):
     format: str
     width_px: int
     height_px: int
+    animated: bool = False
+    """A PNG with chunks of an animation; the decoder must not see them (`still_png`)."""
 
     @property
     def pixels(self) -> int:
@@ -53,6 +55,7 @@ Size = tuple[int, int]
 _PNG_IHDR = struct.Struct(">8xI4sII")
 _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_CHUNK_EXTRA_BYTES = 12
+_PNG_ANIMATION: Final = frozenset({b"acTL", b"fcTL", b"fdAT"})
 
 
 def _png_size(data: Buffer) -> Size:
@@ -62,22 +65,45 @@ def _png_size(data: Buffer) -> Size:
     return width_px, height_px
 
 
-def _png_whole(data: Buffer) -> None:
-    """Every chunk must end inside the data: decoders allocate what a chunk declares."""
+def _png_chunks(data: Buffer) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (type, start, end) of each chunk up to IEND; none of them passes the end of the data.
+
+    Decoders allocate what a chunk declares before they look for it.
+    """
     at, end = 8, len(data)
     for _ in range(_MAX_PARTS):
         if at + _PNG_CHUNK.size > end:
             raise Broken("ends without its IEND chunk")
         length, kind = _PNG_CHUNK.unpack_from(data, at)
-        at += length + _PNG_CHUNK_EXTRA_BYTES
+        start, at = at, at + length + _PNG_CHUNK_EXTRA_BYTES
         if at > end:
             raise Broken(
                 f"its {kind.decode('latin-1')!r} chunk declares {length} bytes, "
                 f"{at - end} more than there are"
             )
+        yield kind, start, at
         if kind == b"IEND":
             return
     raise Broken(f"more than {_MAX_PARTS} chunks")
+
+
+def _png_whole(data: Buffer) -> bool:
+    """Check all chunks; say whether some belong to an animation."""
+    animated = False
+    for kind, _, _ in _png_chunks(data):
+        animated |= kind in _PNG_ANIMATION
+    return animated
+
+
+def still_png(data: Buffer) -> bytes:
+    """Leave out the chunks of an animation: OpenCV 5.0.0 crashes on frames larger than its image.
+
+    What is left is the picture of every decoder that knows no animations.
+    """
+    view = memoryview(data)
+    kept = [view[:8]]
+    kept += [view[a:b] for kind, a, b in _png_chunks(data) if kind not in _PNG_ANIMATION]
+    return b"".join(kept)
 
 
 # --- JPEG (ITU-T T.81, annex B) -------------------------------------------------------------------
@@ -126,7 +152,7 @@ def _jpeg_size(data: Buffer) -> Size:
     raise Broken("no frame header before its first scan")
 
 
-def _jpeg_whole(data: Buffer) -> None:
+def _jpeg_whole(data: Buffer) -> bool:
     """Find the end marker of the first picture; what comes behind it does not matter.
 
     OpenCV fills what is missing with gray and says nothing. A hole in the middle nobody can see.
@@ -139,11 +165,12 @@ def _jpeg_whole(data: Buffer) -> None:
         elif marker == _JPEG_SCAN:
             scans += 1
             if in_one_scan and data[at + 2] == components and data[-2:] == b"\xff\xd9":
-                return
+                return False
             if scans > _JPEG_MAX_SCANS:
                 raise Broken(f"more than {_JPEG_MAX_SCANS} scans")
     if scans == 0:
         raise Broken("no scan")
+    return False
 
 
 # --- WebP (RFC 9649) ------------------------------------------------------------------------------
@@ -258,5 +285,5 @@ READERS: Final[tuple[tuple[bytes, str, Callable[[Buffer], Size]], ...]] = (
 )
 """Magic, name and reader of the size of each format served."""
 
-WHOLE: Final[Mapping[str, Callable[[Buffer], None]]] = {"JPEG": _jpeg_whole, "PNG": _png_whole}
-"""Formats whose wholeness the decoder does not check, or checks too late."""
+WHOLE: Final[Mapping[str, Callable[[Buffer], bool]]] = {"JPEG": _jpeg_whole, "PNG": _png_whole}
+"""Checks of the formats whose wholeness decoders check too late or not at all -> `animated`."""

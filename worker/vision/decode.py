@@ -10,7 +10,8 @@ alpha                             dropped: the stored colours, also under full t
 16 bits a sample                  the high byte (`v >> 8`)
 CMYK, YCCK (JPEG)                 converted, as Adobe stores it (inverted), without ICC profiles
 ICC profiles, gamma               not applied
-animation (GIF, WebP, APNG)       first frame; of several pages or pictures (TIFF, MPO) the first
+animation (GIF, WebP)             first frame; of several pages or pictures (TIFF, MPO) the first
+animation (APNG)                  the picture for decoders that know no animations
 file name, content-type           not looked at
 cut off                           refused, also by its last byte; bytes behind the end do not matter
 12 bits, lossless JPEG, float     refused by `check` as image.type
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from worker.errors import RecordFault
 from worker.protocol.messages import Buffer
 from worker.types import Reason
-from worker.vision.containers import Header
+from worker.vision.containers import Header, still_png
 
 ImageHwc = NDArray[np.uint8]
 """Height x width x 3, RGB, upright."""
@@ -44,6 +45,8 @@ def decode(data: Buffer, header: Header) -> ImageHwc:
 
     Raises RecordFault(image.corrupt), and nothing else, for whatever the bytes are.
     """
+    if header.animated:
+        data = still_png(data)
     try:
         image_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:

@@ -62,7 +62,8 @@ def check(data: Buffer, *, max_bytes: int, max_pixels: int) -> Header:
     whole = containers.WHOLE.get(header.format)
     if whole is not None:
         try:
-            whole(data)
+            if whole(data):
+                return header._replace(animated=True)
         except (Broken, *PAST_THE_END) as error:
             raise _corrupt(header.format, error) from error
     return header

@@ -1,8 +1,10 @@
 """The table in `worker/vision/decode.py`, line by line."""
 
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +182,17 @@ def test_cmyk_is_ink_stored_inverted(
 def test_an_animation_is_its_first_frame(kind: str, within: int) -> None:
     frames = [corners(32, 32), 255 - corners(32, 32), corners(32, 32)]
     assert close(opened(animated(kind, frames)), frames[0], within=within)
+
+
+def test_a_frame_larger_than_its_picture_crashes_no_decoder() -> None:
+    """OpenCV 5.0.0 writes beyond its memory for this one; other decoders show the red pixel."""
+    control = struct.pack(">IIIIIHHBB", 0, 0xFF00_0010, 1, 0, 0, 1, 10, 0, 0)
+    red = png(
+        [b"\xff\x00\x00"], 1, bits=8, color=2, extra=png_chunk(b"acTL", struct.pack(">II", 2, 0))
+    )
+    frame = png_chunk(b"fcTL", control) + png_chunk(b"fdAT", bytes(4) + zlib.compress(bytes(4)))
+    data = red[:-12] + frame + red[-12:]
+    assert close(opened(data), np.array([[[255, 0, 0]]], np.uint8), within=0)
 
 
 def test_several_pages_are_the_first_one() -> None:

@@ -62,7 +62,8 @@ def activate(scores: Scores, activation: Activation) -> Scores:
         case "none":
             return scores
         case "softmax":
-            powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+            with np.errstate(over="ignore"):  # a difference of -inf is a share of 0
+                powers = np.exp(scores - scores.max(axis=1, keepdims=True))
             return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
         case "sigmoid":
             small = np.exp(-np.abs(scores))  # in 0..1 on both sides
