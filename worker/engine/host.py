@@ -145,7 +145,7 @@ class _Host:
             return
         except BaseException as error:  # noqa: BLE001 - a lane that dies quietly would keep its records for ever: the engine must die of it
             self._crash = error
-            self._channel.close()
+            self._channel.hang_up()
 
 
 def _works(rows: tuple[Row, ...]) -> list[Work]:

@@ -52,10 +52,14 @@ class Channel:
         with self._sending:
             self._sock.sendall(data)
 
-    def close(self) -> None:
-        """Wake a blocked `receive` and close the socket."""
+    def hang_up(self) -> None:
+        """End the conversation for both sides, from any thread: `receive` returns None."""
         with contextlib.suppress(OSError):  # the other side has closed already
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Hang up and close the socket; not while another thread is in `receive`."""
+        self.hang_up()
         self._sock.close()
 
     def _read(self, size: int) -> memoryview | None:

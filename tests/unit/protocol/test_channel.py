@@ -85,11 +85,11 @@ async def test_lanes_that_send_at_once_never_mix_their_frames(pair: Pair) -> Non
     worker.close()
 
 
-def test_closing_wakes_a_thread_that_is_reading(pair: Pair) -> None:
+def test_hanging_up_wakes_a_thread_that_is_reading(pair: Pair) -> None:
     engine = Channel(pair[1])
     ended = []
     reader = threading.Thread(target=lambda: ended.append(engine.receive()))
     reader.start()
-    engine.close()
+    engine.hang_up()
     reader.join(timeout=10)
     assert ended == [None]
