@@ -34,7 +34,7 @@ class Load(NamedTuple):
     session: dict[str, str]
     """ONNX Runtime session options under ONNX Runtime's own names."""
     failpoint: str | None
-    """A named failpoint of the engine (`after_decode`, `before_run`, `after_run`), see failpoints."""
+    """Failpoints of the engine (`after_decode`, `before_run`, `after_run`), see failpoints."""
 
 
 class Loaded(NamedTuple):
