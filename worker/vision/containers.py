@@ -96,7 +96,7 @@ def _png_whole(data: Buffer) -> bool:
 
 
 def still_png(data: Buffer) -> bytes:
-    """Leave out the chunks of an animation: OpenCV 5.0.0 crashes on frames larger than its image.
+    """Leave out the chunks of an animation: OpenCV 5.0.0 dies of broken ones (SIGSEGV).
 
     What is left is the picture of every decoder that knows no animations.
     """

@@ -184,14 +184,23 @@ def test_an_animation_is_its_first_frame(kind: str, within: int) -> None:
     assert close(opened(animated(kind, frames)), frames[0], within=within)
 
 
-def test_a_frame_larger_than_its_picture_crashes_no_decoder() -> None:
-    """OpenCV 5.0.0 writes beyond its memory for this one; other decoders show the red pixel."""
-    control = struct.pack(">IIIIIHHBB", 0, 0xFF00_0010, 1, 0, 0, 1, 10, 0, 0)
-    red = png(
-        [b"\xff\x00\x00"], 1, bits=8, color=2, extra=png_chunk(b"acTL", struct.pack(">II", 2, 0))
-    )
-    frame = png_chunk(b"fcTL", control) + png_chunk(b"fdAT", bytes(4) + zlib.compress(bytes(4)))
-    data = red[:-12] + frame + red[-12:]
+def test_a_broken_animation_crashes_no_decoder() -> None:
+    """OpenCV 5.0.0 alone dies of this one (SIGSEGV): its first frame is behind its picture."""
+    whole = animated(".png", [corners(16, 16), 255 - corners(16, 16)])
+    broken = whole.replace(b"fcTL", b"bcTL", 1).replace(b"fdAT", b"fdA\xff")
+    assert broken != whole
+    try:
+        assert opened(broken).shape == (16, 16, 3)
+    except RecordFault as fault:
+        assert fault.reason is Reason.IMAGE_CORRUPT  # noqa: PT017 - either is an answer
+
+
+def test_a_picture_outside_its_animation_is_the_one_served() -> None:
+    control = png_chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 1, 1, 0, 0, 1, 10, 0, 0))
+    extra = png_chunk(b"acTL", struct.pack(">II", 1, 0))
+    red = png([b"\xff\x00\x00"], 1, bits=8, color=2, extra=extra)
+    blue = png_chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(b"\x00\x00\x00\xff"))
+    data = red[:-12] + control + blue + red[-12:]
     assert close(opened(data), np.array([[[255, 0, 0]]], np.uint8), within=0)
 
 
