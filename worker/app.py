@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -42,6 +43,7 @@ from worker.telemetry.metrics import Metrics
 from worker.types import ModelRef
 
 _RETRY_S = 2.0
+_GC_ALLOCATIONS = 20_000
 _LOOK_S = 0.2
 _ENGINES_DEADLINE_S = 5.0
 _EXIT_SLACK_S = 15.0
@@ -141,6 +143,10 @@ class Worker:
         self._metrics.in_flight_bytes.set_function(lambda: bound.size_bytes)
         membership = Membership(consumer, owned, registry, self._state, self._metrics)
         await producer.start()
+        # What is alive now lives as long as the worker: the collector need not look at it again,
+        # nor so often at what records leave (measured: 1.4 to 3.9 us a record).
+        gc.freeze()
+        gc.set_threshold(_GC_ALLOCATIONS, 20, 50)
         loops = [
             asyncio.create_task(pipeline.run(), name="pipeline"),
             asyncio.create_task(delivery.run(), name="commit-timer"),
