@@ -14,6 +14,7 @@ from worker.errors import BrokerRefused, BrokerUnavailable, SettingsError
 
 T = TypeVar("T")
 
+_METADATA_BACKOFF_S = 0.1
 _REFUSALS = (
     kafka_errors.AuthenticationFailedError,
     kafka_errors.AuthenticationMethodNotSupported,
@@ -45,6 +46,23 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     if settings.sasl_oauth is not None:
         options["sasl_oauth_token_provider"] = _token_provider(settings.sasl_oauth)
     return options
+
+
+def calm(client: Any) -> None:
+    """Let every failed question for metadata take a pause, before the client is started.
+
+    aiokafka 0.14 asks again at once while a partition's leader is unknown: when the broker that
+    said so then goes away, it spins some 2,000 times a second and starves the event loop.
+    """
+    ask = client._metadata_update  # noqa: SLF001 - nothing public stands between its loops and this
+
+    async def ask_calmly(cluster: Any, topics: Any) -> bool:
+        answered: bool = await ask(cluster, topics)
+        if not answered:
+            await asyncio.sleep(_METADATA_BACKOFF_S)
+        return answered
+
+    client._metadata_update = ask_calmly  # noqa: SLF001 - see above
 
 
 async def within(

@@ -17,7 +17,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 
 from worker.config import KafkaSettings
 from worker.errors import BrokerRefused, BrokerUnavailable
-from worker.kafka.clients import client_options, describe, within
+from worker.kafka.clients import calm, client_options, describe, within
 from worker.kafka.codecs import UNREADABLE, cap_decompression
 from worker.types import Partition, Position, Record
 
@@ -84,6 +84,7 @@ class Consumer:
             fetch_max_wait_ms=200,
             **options,
         )
+        calm(consumer._client)  # noqa: SLF001 - it has no public name
         try:
             await within(
                 _STEP_DEADLINE_S,

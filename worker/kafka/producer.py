@@ -14,7 +14,7 @@ from aiokafka import errors as kafka_errors
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from worker.config import KafkaSettings
-from worker.kafka.clients import client_options, within
+from worker.kafka.clients import calm, client_options, within
 from worker.kafka.ledger import Outgoing
 from worker.kafka.topics import TopicFacts
 
@@ -47,6 +47,7 @@ class Producer:
             request_timeout_ms=15_000,  # a black-holed broker blocks all new connections this long
             **client_options(self._settings),
         )
+        calm(client.client)
         try:
             await within(
                 _START_DEADLINE_S,
