@@ -17,8 +17,8 @@ cut off                           refused, also by its last byte; bytes behind t
 12 bits, lossless JPEG, float     refused by `check` as image.type
 ================================  =================================================================
 
-It needs `OPENCV_IO_MAX_IMAGE_PIXELS` in the environment before cv2 is imported if pictures beyond
-2^30 pixels are to be served; below that `check` decides alone.
+OpenCV has a limit of its own, `OPENCV_IO_MAX_IMAGE_PIXELS` (2^30), read from the environment when
+it is imported: whoever spawns the engine sets it.
 """
 
 import cv2
@@ -43,14 +43,17 @@ def prepare_process() -> None:
 def decode(data: Buffer, header: Header) -> ImageHwc:
     """Decode an image that `check` let through; `header` is its answer.
 
-    Raises RecordFault(image.corrupt), and nothing else, for whatever the bytes are.
+    Raises RecordFault and nothing else, whatever the bytes are: image.corrupt, or
+    image.too-many-pixels where OpenCV's own limit is below that of `check`.
     """
     if header.animated:
         data = still_png(data)
     try:
         image_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        raise RecordFault(Reason.IMAGE_CORRUPT, f"{header.format}: {error.err}") from error
+        limited = "CV_IO_MAX_IMAGE" in error.err
+        reason = Reason.IMAGE_TOO_MANY_PIXELS if limited else Reason.IMAGE_CORRUPT
+        raise RecordFault(reason, f"{header.format}: OpenCV: {error.err}") from error
     if image_hwc is None:
         raise RecordFault(Reason.IMAGE_CORRUPT, f"{header.format}: the decoder refuses its data")
     height_px, width_px = image_hwc.shape[:2]

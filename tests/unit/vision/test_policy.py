@@ -1,5 +1,6 @@
 """The table in `worker/vision/decode.py`, line by line."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -216,6 +217,29 @@ def test_a_picture_that_lies_about_its_size_is_corrupt() -> None:
     with pytest.raises(RecordFault, match="12 x 8") as caught:
         decode(data, Header("PNG", 1, 1))
     assert caught.value.reason is Reason.IMAGE_CORRUPT
+
+
+def test_opencvs_own_limit_is_told_as_what_it_is() -> None:
+    """In a process of its own: OpenCV reads its environment once."""
+    script = """
+        from tests.unit.vision.pictures import corners, encoded
+        from worker.errors import RecordFault
+        from worker.vision.containers import Header
+        from worker.vision.decode import decode
+
+        try:
+            decode(encoded(".png", corners()), Header("PNG", 12, 8))
+        except RecordFault as fault:
+            print(fault.reason)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENCV_IO_MAX_IMAGE_PIXELS": "95"},
+    )
+    assert done.stdout.strip() == Reason.IMAGE_TOO_MANY_PIXELS
 
 
 BOMBS = {
