@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 
 from tests.contract.oracle import problems
 from worker.local.spec import Topic
@@ -20,6 +27,13 @@ SAME = 1e-4
 SCHEMA_SAMPLE = 50
 ANSWER_S = 30.0
 READ_S = 60.0
+PAUSE_S = 0.05
+
+_MOVING = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+)
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -203,30 +217,35 @@ def read_all(topics: Topics, topic: str) -> list[Published]:
     return found
 
 
-def committed(topics: Topics) -> dict[int, tuple[int, int]]:
-    """Return (committed offset, end) of each input partition; -1001 where nothing is committed."""
+def wait_committed(topics: Topics, deadline_s: float = READ_S) -> None:
+    """Wait until everything in the input topic is committed."""
     consumer = _consumer(topics, group=topics.group)
+    end_s = time.monotonic() + deadline_s
     try:
-        parts = consumer.committed(_partitions(consumer, topics.input), timeout=ANSWER_S)
-        return {
-            part.partition: (
-                part.offset,
-                consumer.get_watermark_offsets(
-                    TopicPartition(topics.input, part.partition), timeout=ANSWER_S
-                )[1],
-            )
-            for part in parts
-        }
+        while behind := _behind(consumer, topics):
+            assert time.monotonic() < end_s, f"(committed, end) of partitions: {behind}"
+            assert all(at <= end for at, end in behind.values()), f"committed too much: {behind}"
+            time.sleep(PAUSE_S)
     finally:
         consumer.close()
 
 
-def wait_committed(topics: Topics, deadline_s: float = READ_S) -> None:
-    """Wait until everything in the input topic is committed."""
-    end_s = time.monotonic() + deadline_s
-    while behind := {p: at for p, at in committed(topics).items() if at[0] != at[1] and at[1]}:
-        assert time.monotonic() < end_s, f"(committed, end) of partitions: {behind}"
-        assert all(at <= end for at, end in behind.values()), f"committed past the end: {behind}"
+def _behind(consumer: Consumer, topics: Topics) -> dict[int, tuple[int, int]]:
+    """Return (committed, end) of the partitions where they differ; committed -1: nothing is."""
+    found = {}
+    parts = _partitions(consumer, topics.input)
+    for part in parts:
+        _, end = consumer.get_watermark_offsets(part, timeout=ANSWER_S)
+        found[part.partition] = (-1, end)
+    try:
+        marks = consumer.committed(parts, timeout=ANSWER_S)
+    except KafkaException as error:
+        if error.args[0].code() not in _MOVING:
+            raise
+        marks = []  # the coordinator of a new group, or of a new broker, has to be found again
+    for mark in marks:
+        found[mark.partition] = (max(-1, mark.offset), found[mark.partition][1])
+    return {number: at for number, at in found.items() if at[0] != at[1] and at[1]}
 
 
 def account(

@@ -25,6 +25,7 @@ READY_S = 60.0
 EXIT_S = 40.0
 POLL_S = 0.02
 SESSION_TIMEOUT_MS = 2000
+_LOG_CHARS = 4000
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -34,11 +35,17 @@ class Worker:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
+        self.asked = False
+        """To end, by us."""
         self._log = log
 
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    @property
+    def end_of_log(self) -> str:
+        return f"{self._log}:\n{self.log[-_LOG_CHARS:]}"
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The lines of the log that tell of this event."""
@@ -80,8 +87,8 @@ class Worker:
         end_s = time.monotonic() + deadline_s
         while not condition():
             code = self.process.poll()
-            assert code is None, f"the worker ended with {code} before: {what}\n{self.log[-4000:]}"
-            assert time.monotonic() < end_s, f"not in {deadline_s} s: {what}\n{self.log[-4000:]}"
+            assert code is None, f"the worker ended with {code} before: {what}\n{self.end_of_log}"
+            assert time.monotonic() < end_s, f"not in {deadline_s} s: {what}\n{self.end_of_log}"
             time.sleep(POLL_S)
 
     @property
@@ -94,10 +101,12 @@ class Worker:
         return None
 
     def kill(self) -> None:
+        self.asked = True
         self.process.kill()
         self.process.wait(EXIT_S)
 
     def terminate(self) -> None:
+        self.asked = True
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, deadline_s: float = EXIT_S) -> int:
@@ -105,7 +114,7 @@ class Worker:
         try:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not ended in {deadline_s} s\n{self.log[-4000:]}") from None
+            raise AssertionError(f"not ended in {deadline_s} s\n{self.end_of_log}") from None
 
     def stop(self) -> int:
         self.terminate()
@@ -148,6 +157,16 @@ class Crew:
         worker = Worker(process, log)
         self._workers.append(worker)
         return worker
+
+    def check(self) -> None:
+        """Fail when a worker has ended that nobody has ended."""
+        for worker in self._workers:
+            code = worker.process.poll()
+            assert code is None or worker.asked, f"a worker ended with {code}\n{worker.end_of_log}"
+
+    def logs(self) -> str:
+        """The ends of all logs."""
+        return "\n\n".join(worker.end_of_log for worker in self._workers)
 
     def end(self) -> None:
         for worker in self._workers:

@@ -1,0 +1,101 @@
+"""Records that kill engines, engines that fail at everything, workers that die at a bad moment."""
+
+import pytest
+
+from tests.integration.pictures import digit, with_chunk
+from tests.ledger import Feed, Topics, account, read_all, wait_committed
+from tests.workers import Crew, Worker
+
+pytestmark = pytest.mark.kafka
+
+IN_FLIGHT = 128
+KILLS, HANGS, RAISES, STOPS = b"it-kills", b"it-hangs", b"it-raises", b"it-stops"
+
+
+def marked(number: int, mark: bytes) -> bytes:
+    return with_chunk(digit(number), b"tEXt", b"Comment\x00" + mark)
+
+
+def send_digits(topics: Topics, count: int, marks: dict[int, bytes] | None = None) -> Feed:
+    feed = Feed(topics)
+    for number in range(count):
+        mark = (marks or {}).get(number)
+        value = digit(number) if mark is None else marked(number, mark)
+        feed.send(b"%06d" % number, value, partition=number % topics.partitions)
+    feed.flush()
+    return feed
+
+
+def test_records_that_kill_hang_or_break_a_run_are_dead_letters_and_their_mates_are_served(
+    topics: Topics, crew: Crew
+) -> None:
+    feed = send_digits(topics, 120, {17: KILLS, 50: HANGS, 83: RAISES})
+    failpoint = ";".join(
+        f"{point}={action}@{mark.decode()}"
+        for point, action, mark in (
+            ("before_run", "kill", KILLS),
+            ("after_decode", "hang", HANGS),
+            ("after_run", "raise", RAISES),
+        )
+    )
+
+    worker = crew.start(topics, {"engine": {"watchdog_s": 1.0}}, failpoint=failpoint)
+
+    wait_served(worker, topics)
+    doomed = {b"%06d" % number: "record.poison" for number in (17, 50, 83)}
+    account(topics, feed.sent, doomed=doomed)
+    worker.wait_ready()
+    assert worker.ask("/livez")[0] == 200
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("action", ["kill", "raise"])
+def test_an_engine_that_fails_at_everything_makes_no_dead_letter(
+    topics: Topics, crew: Crew, action: str
+) -> None:
+    settings = {"shutdown": {"drain_deadline_s": 1}}
+    worker = crew.start(topics, settings, failpoint=f"before_run={action}")
+    worker.wait_ready()
+
+    feed = send_digits(topics, 60)
+
+    worker.until(lambda: len(worker.events("engine.ended")) >= 3, "three engines ended")
+    worker.until(lambda: "models" in worker.unready_because(), "unready")
+    cause = "SIGKILL" if action == "kill" else "it fails at every record"
+    assert cause in worker.unready_because()["models"]
+    assert worker.ask("/livez")[0] == 200, "a restart of the worker would not help"
+    assert read_all(topics, topics.dead) == []
+    assert read_all(topics, topics.output) == []
+    assert worker.stop() == 7, "what is in flight was not finished, and will be read again"
+
+    healthy = crew.start(topics)
+    wait_served(healthy, topics)
+    account(topics, feed.sent, doomed={})
+
+
+def test_a_worker_that_dies_at_a_bad_moment_repeats_only_what_was_in_flight(
+    topics: Topics, crew: Crew
+) -> None:
+    feed = send_digits(topics, 600, {300: STOPS})
+    settings = {"limits": {"in_flight_records": IN_FLIGHT}, "kafka": {"session_timeout_ms": 1000}}
+
+    for failpoint in (
+        "before_commit=kill",
+        "after_send=kill@000060",
+        f"after_fetch=kill@{STOPS.decode()}",
+    ):
+        worker = crew.start(topics, settings, failpoint=failpoint)
+        assert worker.wait() == -9
+
+    worker = crew.start(topics, settings)
+    wait_served(worker, topics)
+    done = account(topics, feed.sent, doomed={}, repeats_max=3 * IN_FLIGHT)
+    assert done.repeats > 0, "two of them died between publishing and committing"
+
+
+def wait_served(worker: Worker, topics: Topics) -> None:
+    """Wait until a worker has committed everything; tell its log when it does not."""
+    try:
+        wait_committed(topics)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{worker.end_of_log}") from None
