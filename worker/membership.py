@@ -52,7 +52,7 @@ class Membership:
             self._state.ready("models")
         else:
             self._unready_since_s = self._unready_since_s or now_s
-            self._state.unready("models", "an engine is starting or has failed")
+            self._state.unready("models", _why(self._registry))
         problems = self._registry.health()
         if problems:
             self._state.dead("engines", "; ".join(problems))
@@ -111,3 +111,12 @@ class Membership:
             self._seen[partition] = (position, now_s)
             return False
         return now_s - since_s > _STUCK_S
+
+
+def _why(registry: Registry) -> str:
+    """Say what every engine does, and what ended the one before it."""
+    said = (
+        f"{ref} is {status.state}" + (f", because: {status.reason}" if status.reason else "")
+        for ref, status in registry.describe().items()
+    )
+    return "; ".join(said) or "no model is loaded"
