@@ -98,7 +98,6 @@ class Worker:
         self, registry: Registry, facts: TopicFacts, until_idle_s: float | None
     ) -> int:
         settings = self._settings
-        forward_headers = frozenset(settings.kafka.forward_headers)
         bound = Bound(
             max_records=settings.limits.in_flight_records,
             max_bytes=settings.limits.in_flight_bytes,
@@ -119,26 +118,8 @@ class Worker:
             metrics=self._metrics,
             failpoints=self._failpoints,
         )
-        owned = Owned(delivery, bound, self._metrics)
-        self._pipeline = pipeline = Pipeline(
-            consumer=consumer,
-            parse=partial(
-                parse,
-                image_max_bytes=settings.limits.image_max_bytes,
-                forward_headers=forward_headers,
-            ),
-            resolver=Resolver(),
-            registry=registry,
-            owned=owned,
-            outbox=Outbox(
-                facts,
-                worker=self._id,
-                omit_failures=settings.results.failures == "omit",
-                forward_headers=forward_headers,
-            ),
-            metrics=self._metrics,
-            failpoints=self._failpoints,
-        )
+        owned = Owned(delivery, bound, metrics=self._metrics, failpoints=self._failpoints)
+        self._pipeline = pipeline = self._new_pipeline(registry, facts, consumer, owned)
         self._metrics.in_flight_records.set_function(lambda: bound.records)
         self._metrics.in_flight_bytes.set_function(lambda: bound.size_bytes)
         membership = Membership(consumer, owned, registry, self._state, self._metrics)
@@ -158,6 +139,30 @@ class Worker:
             drained = await self._drain(pipeline, owned, consumer, loops)
             await producer.stop()
         return 0 if drained else NOT_DRAINED
+
+    def _new_pipeline(
+        self, registry: Registry, facts: TopicFacts, consumer: Consumer, owned: Owned
+    ) -> Pipeline:
+        settings = self._settings
+        forward_headers = frozenset(settings.kafka.forward_headers)
+        return Pipeline(
+            consumer=consumer,
+            parse=partial(
+                parse,
+                image_max_bytes=settings.limits.image_max_bytes,
+                forward_headers=forward_headers,
+            ),
+            resolver=Resolver(),
+            registry=registry,
+            owned=owned,
+            outbox=Outbox(
+                facts,
+                worker=self._id,
+                omit_failures=settings.results.failures == "omit",
+                forward_headers=forward_headers,
+            ),
+            metrics=self._metrics,
+        )
 
     async def _until_stopped(
         self, loops: Sequence[asyncio.Future[None]], pipeline: Pipeline, until_idle_s: float | None

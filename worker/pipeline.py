@@ -19,7 +19,6 @@ from worker.kafka.owned import Owned
 from worker.kafka.resolve import Resolver
 from worker.models.registry import Registry
 from worker.models.router import route
-from worker.protocol.failpoints import Failpoint, Failpoints
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.stages import Stages, Stop
 from worker.types import (
@@ -56,7 +55,6 @@ class Pipeline:
         owned: Owned,
         outbox: Outbox,
         metrics: Metrics,
-        failpoints: Failpoints,
     ) -> None:
         self._consumer = consumer
         self._parse = parse
@@ -67,7 +65,6 @@ class Pipeline:
         self._metrics = metrics
         self._stages = Stages(metrics)
         self._served = metrics.records.labels("ok", "")
-        self._failpoints = failpoints
         self._resolving: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._step_at_s = 0.0
@@ -87,6 +84,8 @@ class Pipeline:
                 continue
             room = min(self._owned.bound.room, _POLL_RECORDS)
             records = await self._consumer.poll(max_records=room, timeout_s=_POLL_S)
+            if self._stopping:
+                return  # these will be read again: who waits for what is in flight has counted it
             if records:
                 self._idle_since_s = None
                 self._serve(records)
@@ -112,28 +111,24 @@ class Pipeline:
         """Stop 8: outcomes close their positions, and what is finished at the head is published."""
         now_ms = int(time.time() * 1000)
         closed: list[tuple[Position, Entry, Outgoing]] = []
+        ended: list[Outcome] = []
         for ticket, outcome in finished:
             entry = self._owned.find(ticket.position, ticket.epoch)
             if entry is not None:  # else: late, its partition has gone
                 outgoing = self._outbox.encode(entry, ticket, outcome, now_ms=now_ms)
                 closed.append((ticket.position, entry, outgoing))
+                ended.append(outcome)
         self._owned.close(closed)
-        self._observe([outcome for _, outcome in finished])
+        self._observe(ended)
 
     def _track(self, records: Sequence[Record]) -> list[Entry]:
-        if self._failpoints:
-            self._failpoints.hit(Failpoint.AFTER_FETCH, *(r.value or b"" for r in records))
         entries: list[Entry] = []
-        rewound: set[tuple[str, int]] = set()
         size_bytes = 0
         for record in records:
             entry = self._owned.track(record)
-            if entry is not None:
+            if entry is not None:  # else: its partition has gone since the poll, uncommitted
                 entries.append(entry)
                 size_bytes += entry.size_bytes
-            elif record.position[:2] not in rewound:
-                rewound.add(record.position[:2])
-                self._consumer.rewind(record.position)
         now_s = time.monotonic()
         self._owned.bound.fetched(len(entries), size_bytes, now_s)
         return entries
@@ -160,7 +155,12 @@ class Pipeline:
         for request in requests:
             task = asyncio.create_task(self._resolve_one(request), name="resolve")
             self._resolving.add(task)
-            task.add_done_callback(self._resolving.discard)
+            task.add_done_callback(self._resolved)
+
+    def _resolved(self, task: asyncio.Task[None]) -> None:
+        self._resolving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._owned.fail(error)  # its record would never have an outcome
 
     async def _resolve_one(self, request: Request) -> None:
         try:
@@ -235,7 +235,8 @@ class Pipeline:
         Only here, in the task that polls: elsewhere a position may already lie behind records that
         no ledger has yet.
         """
-        for partition, epoch in self._owned.idle_partitions():
-            position = await self._consumer.position(partition)
-            if position is not None and self._consumer.epoch == epoch:
-                self._owned.advance(partition, epoch, position)
+        idle = dict(self._owned.idle_partitions())
+        positions = await self._consumer.positions(idle)
+        for partition, position in positions.items():
+            if self._consumer.joined and self._consumer.epoch == idle[partition]:
+                self._owned.advance(partition, idle[partition], position)

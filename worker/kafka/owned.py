@@ -13,6 +13,7 @@ import structlog
 
 from worker.kafka.delivery import Delivery, Mark
 from worker.kafka.ledger import Bound, Entry, Ledger, Outgoing
+from worker.protocol.failpoints import Failpoint, Failpoints
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.stages import Stages, Stop
 from worker.types import Partition, Position, Record
@@ -26,10 +27,13 @@ log = structlog.get_logger(__name__)
 class Owned:
     """Ledgers by partition, under one bound for the whole worker."""
 
-    def __init__(self, delivery: Delivery, bound: Bound, metrics: Metrics) -> None:
+    def __init__(
+        self, delivery: Delivery, bound: Bound, *, metrics: Metrics, failpoints: Failpoints
+    ) -> None:
         self.bound = bound
         self._delivery = delivery
         self._metrics = metrics
+        self._failpoints = failpoints
         self._stages = Stages(metrics)
         self._ledgers: dict[Partition, Ledger] = {}
         self._publishing: dict[Partition, asyncio.Task[None]] = {}
@@ -88,6 +92,8 @@ class Owned:
 
     def track(self, record: Record) -> Entry | None:
         """Take in a fetched record; None when its partition is not ours (any more, or yet)."""
+        if self._failpoints:
+            self._failpoints.hit(Failpoint.AFTER_FETCH, record.value or b"")
         position = record.position
         ledger = self._ledgers.get(Partition(position.topic, position.partition))
         if ledger is None or ledger.epoch != record.epoch:
@@ -137,6 +143,15 @@ class Owned:
         """Let an idle partition be committed up to a position behind its last record."""
         self._delivery.advance(partition, Mark(epoch, position))
 
+    def fail(self, error: BaseException) -> None:
+        """Say that a record will never have its outcome or its result: nothing can go on."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    def forget(self) -> None:
+        """Give everything up as it is: what is not committed will be read again."""
+        self._forget(self._ledgers)
+
     async def _publish(self, ledger: Ledger) -> None:
         try:
             while (prefix := ledger.prefix(_PREFIX_RECORDS)) is not None:
@@ -151,8 +166,8 @@ class Owned:
 
     def _published(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if error is not None and not self.failed.done():
-            self.failed.set_exception(error)
+        if error is not None:
+            self.fail(error)
 
     def _committer(self, ledger: Ledger) -> Callable[[int], None]:
         def committed(next_offset: int) -> None:
