@@ -30,6 +30,9 @@ from worker.protocol.messages import Buffer
 from worker.types import Reason
 from worker.vision.containers import Header, still_png
 
+_OUT_OF_MEMORY = -4
+"""`StsNoMem` of OpenCV: the machine's fault, not the picture's."""
+
 ImageHwc = NDArray[np.uint8]
 """Height x width x 3, RGB, upright."""
 
@@ -51,6 +54,8 @@ def decode(data: Buffer, header: Header) -> ImageHwc:
     try:
         image_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
+        if error.code == _OUT_OF_MEMORY:
+            raise MemoryError(f"{header.format}: OpenCV: {error.err}") from error
         limited = "CV_IO_MAX_IMAGE" in error.err
         reason = Reason.IMAGE_TOO_MANY_PIXELS if limited else Reason.IMAGE_CORRUPT
         raise RecordFault(reason, f"{header.format}: OpenCV: {error.err}") from error
