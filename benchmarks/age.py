@@ -1,0 +1,109 @@
+"""Record age at a rate: Poisson arrivals, from when a record was due to its result's stamp."""
+
+import random
+import time
+import uuid
+from typing import NamedTuple
+
+from confluent_kafka import Producer
+
+from benchmarks import topics
+from benchmarks.drain import Bench
+from benchmarks.peers import Where, running
+from benchmarks.ratios import percentile
+
+WARM_S = 3.0
+_FIRST_S = 60.0
+_REST_S = 30.0
+
+
+class Aged(NamedTuple):
+    """What a run at a rate showed."""
+
+    peer: str
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    most_ms: float
+    late_ms: float
+    """How late the producer was, at the worst."""
+    records: int
+    lost: int
+    repeats: int
+
+
+def age(bench: Bench, peer: str, *, rate: float, seconds: float, seed: int) -> Aged:
+    """Send at a rate through a peer that is up; the first seconds do not count."""
+    word = uuid.uuid4().hex[:12]
+    made = topics.make(bench.stack, f"age-{word}")
+    where = Where(bench.stack.bootstrap_servers, *made, f"age-{word}")
+    watched = topics.Output(bench.stack, where.output)
+    with running(peer, bench.case, where) as process:
+        sender = _Sender(where, bench.case.pictures)
+        for _ in range(topics.PARTITIONS):
+            sender.send()
+        sender.flush()
+        if not watched.wait_for(topics.PARTITIONS, _FIRST_S, alive=process.check):
+            raise SystemExit(f"{peer}: no result in {_FIRST_S:g} s")
+        due_s, late_s = sender.send_at(_arrivals(rate, WARM_S + seconds, seed))
+        sender.flush()
+        process.check()
+        watched.wait_for(sender.count, _REST_S, alive=process.check)
+        process.end()
+    results = watched.read()
+    topics.remove(bench.stack, made)
+    counted_s = due_s[0] + WARM_S
+    first = sender.count - len(due_s)
+    ages = [
+        results.stamps_ms[number] - at_s * 1e3
+        for number, at_s in enumerate(due_s, start=first)
+        if at_s >= counted_s and number in results.stamps_ms
+    ]
+    if not ages:
+        raise SystemExit(f"{peer}: no result of any record that counts")
+    return Aged(
+        peer, rate, percentile(ages, 0.5), percentile(ages, 0.99), max(ages), late_s * 1e3,
+        len(ages), sender.count - len(results.stamps_ms), results.repeats,
+    )  # fmt: skip
+
+
+def _arrivals(rate: float, seconds: float, seed: int) -> list[float]:
+    """Return the seconds after the start at which records are due."""
+    draw = random.Random(seed)
+    due, at_s = [], 0.0
+    while (at_s := at_s + draw.expovariate(rate)) < seconds:
+        due.append(at_s)
+    return due
+
+
+class _Sender:
+    """Sends pictures in turn, to the partitions in turn, at once."""
+
+    def __init__(self, where: Where, pictures: tuple[bytes, ...]) -> None:
+        self._topic = where.input
+        self._pictures = pictures
+        self._producer = Producer({"bootstrap.servers": where.bootstrap, "linger.ms": 0})
+        self.count = 0
+
+    def send(self) -> None:
+        number = self.count
+        self.count += 1
+        value = self._pictures[number % len(self._pictures)]
+        self._producer.produce(
+            self._topic, value, b"%d" % number, partition=number % topics.PARTITIONS
+        )
+
+    def send_at(self, arrivals: list[float]) -> tuple[list[float], float]:
+        """Send one at each of these times from now on; return when they were due, and the worst."""
+        began_s, worst_s = time.time() + 0.1, 0.0
+        for after_s in arrivals:
+            while (left_s := began_s + after_s - time.time()) > 0:
+                self._producer.poll(0)
+                time.sleep(min(left_s, 0.05))
+            worst_s = max(worst_s, -left_s)
+            self.send()
+        return [began_s + after_s for after_s in arrivals], worst_s
+
+    def flush(self) -> None:
+        if self._producer.flush(60):
+            raise SystemExit("records to be aged are not acknowledged")

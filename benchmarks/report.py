@@ -1,0 +1,105 @@
+"""Tables for people, and JSON for programs: `{machine, versions, results: [...]}`."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from worker.inference.budget import cores
+
+_PACKAGES = (
+    "darkroom", "onnxruntime-gpu", "onnxruntime", "opencv-python-headless", "numpy", "aiokafka",
+    "confluent-kafka", "orjson", "uvloop",
+)  # fmt: skip
+
+
+class Figure(NamedTuple):
+    """One figure; `ratio` is the value over that of `baseline`."""
+
+    case: str
+    metric: str
+    value: float
+    unit: str
+    baseline: str | None = None
+    ratio: float | None = None
+
+
+class Report:
+    """Collects figures, and prints tables as they come."""
+
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
+
+    def add(self, *figures: Figure) -> None:
+        self.figures += figures
+
+    def say(self, line: str = "") -> None:
+        print(line, flush=True)
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print rows under their heads; all but the first column to the right."""
+        cells = [list(head), *([_cell(value) for value in row] for row in rows)]
+        widths = [max(len(row[at]) for row in cells) for at in range(len(head))]
+        for row in cells:
+            first, *others = (
+                cell.ljust(width) if at == 0 else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            self.say("  ".join([first, *others]).rstrip())
+        self.say()
+
+    def write(self, path: Path) -> None:
+        results = [_rounded(figure._asdict()) for figure in self.figures]
+        said = {"machine": machine(), "versions": versions(), "results": results}
+        path.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or sys.platform
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "-" if value is None else str(value)
+
+
+def _rounded(figure: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _six(value) if isinstance(value, float) else value for key, value in figure.items()
+    }
+
+
+def _six(value: float) -> float:
+    return float(f"{value:.6g}")
