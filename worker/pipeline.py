@@ -66,7 +66,7 @@ class Pipeline:
         self._stages = Stages(metrics)
         self._served = metrics.records.labels("ok", "")
         self._resolving: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._step_at_s = 0.0
         self._idle_since_s: float | None = None
 
@@ -77,14 +77,14 @@ class Pipeline:
 
     async def run(self) -> None:
         """Poll until stopped. Never waits for a batch: outcomes come to `finish` by themselves."""
-        while not self._stopping:
+        while not self._stopping.is_set():
             # Stop 1: only when the bound has room; a subset of partitions is never polled.
             if not await self._owned.has_room(_REST_S):
                 await self._consumer.rest()
                 continue
             room = min(self._owned.bound.room, _POLL_RECORDS)
             records = await self._consumer.poll(max_records=room, timeout_s=_POLL_S)
-            if self._stopping:
+            if self._stopping.is_set():
                 return  # these will be read again: who waits for what is in flight has counted it
             if records:
                 self._idle_since_s = None
@@ -94,7 +94,7 @@ class Pipeline:
 
     def stop(self) -> None:
         """Take nothing more in; what is in flight goes on."""
-        self._stopping = True
+        self._stopping.set()
 
     def _serve(self, records: Sequence[Record]) -> None:
         """Carry records through the first four stops; their life is read off here, line by line."""

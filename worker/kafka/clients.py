@@ -15,7 +15,7 @@ from worker.errors import BrokerRefused, BrokerUnavailable, SettingsError
 T = TypeVar("T")
 
 _METADATA_BACKOFF_S = 0.1
-_REFUSALS = (
+REFUSALS = (
     kafka_errors.AuthenticationFailedError,
     kafka_errors.AuthenticationMethodNotSupported,
     kafka_errors.SaslAuthenticationFailed,
@@ -26,6 +26,7 @@ _REFUSALS = (
     kafka_errors.InvalidTopicError,
     kafka_errors.InvalidSessionTimeoutError,
 )
+"""What says that the brokers answer and do not let us."""
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -78,7 +79,7 @@ async def within(
             return await awaitable
     except TimeoutError as error:
         raise BrokerUnavailable(f"{what}: no answer from Kafka{where} in {seconds:g} s") from error
-    except _REFUSALS as error:
+    except REFUSALS as error:
         raise BrokerRefused(f"{what}: Kafka{where} refuses: {describe(error)}") from error
     except kafka_errors.KafkaError as error:
         raise BrokerUnavailable(f"{what}: Kafka{where}: {describe(error)}") from error
@@ -94,15 +95,23 @@ def describe(error: BaseException) -> str:
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ssl_cafile)
-        if settings.ssl_certfile is not None:
-            password = settings.ssl_password
-            context.load_cert_chain(
-                settings.ssl_certfile,
-                settings.ssl_keyfile,
-                password.get_secret_value() if password is not None else None,
-            )
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"kafka.ssl_*: cannot use these certificates: {error}") from error
+    except OSError as error:  # an SSLError is one too
+        raise SettingsError(
+            f"kafka.ssl_cafile: {settings.ssl_cafile} cannot be used: {error}"
+        ) from error
+    if settings.ssl_certfile is None:
+        return context
+    password = settings.ssl_password
+    # Without any password OpenSSL would ask the terminal for one, and wait.
+    secret = password.get_secret_value() if password is not None else ""
+    try:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, lambda: secret)
+    except OSError as error:
+        key = settings.ssl_keyfile or "in the same file"
+        raise SettingsError(
+            f"kafka.ssl_certfile: {settings.ssl_certfile} cannot be used with its key ({key}; "
+            f"kafka.ssl_keyfile, kafka.ssl_password): {error}"
+        ) from error
     return context
 
 
@@ -110,7 +119,7 @@ def _token_provider(path: str) -> AbstractTokenProvider:
     module, _, factory = path.partition(":")
     try:
         provider = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SettingsError(
             f"kafka.sasl_oauth: {path!r} is not MODULE:FACTORY ({error})"
         ) from error

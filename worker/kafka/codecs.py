@@ -21,14 +21,6 @@ _ROOMS = (8, 64)
 """How many times its size data usually needs, tried in turn before the cap."""
 _LEAST_ROOM_BYTES = 1 << 20
 
-UNREADABLE = (
-    CorruptRecordException,
-    cramjam.DecompressionError,
-    zlib.error,
-    UnicodeDecodeError,
-)
-"""What aiokafka raises for a batch that it cannot read: the same again at every fetch of it."""
-
 
 def cap_decompression(max_bytes: int) -> None:
     """Make every decoder of this process's Kafka clients refuse more than `max_bytes`."""
@@ -70,6 +62,8 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
     plain = decompressor.decompress(data, max_bytes)
     if decompressor.unconsumed_tail:
         raise _too_large(data, max_bytes)
+    if not decompressor.eof:
+        raise CorruptRecordException(f"a batch of {len(data)} bytes of gzip is cut off")
     return plain
 
 

@@ -7,7 +7,7 @@ beside each guard; they were found by measurement, and are the reason that no ot
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -17,17 +17,17 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 
 from worker.config import KafkaSettings
 from worker.errors import BrokerRefused, BrokerUnavailable
-from worker.kafka.clients import calm, client_options, describe, within
-from worker.kafka.codecs import UNREADABLE, cap_decompression
+from worker.kafka.clients import REFUSALS, calm, client_options, describe, within
+from worker.kafka.codecs import cap_decompression
+from worker.kafka.unreadable import Unreadable, outlast_unreadable
 from worker.types import Partition, Position, Record
 
 _NOWHERE = TopicPartition("__none__", 0)
 _STEP_DEADLINE_S = 10.0
 _LEAVE_DEADLINE_S = 5.0
+_POSITION_DEADLINE_S = 1.0
 _ERRORS_BEFORE_REBUILD = 5
 _POLL_BACKOFF_S = 0.5
-_UNREADABLE_TRIES = 3
-_PROBE_MS = 300
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +49,7 @@ class Consumer:
         self, settings: KafkaSettings, *, drain_deadline_s: float, batch_max_bytes: int
     ) -> None:
         cap_decompression(batch_max_bytes)
+        outlast_unreadable()
         self._settings = settings
         # The group waits for our drain: JoinGroup must outlive it, and requests outlive JoinGroup
         # (aiokafka cuts it by request_timeout_ms).
@@ -57,16 +58,30 @@ class Consumer:
         self._consumer: AIOKafkaConsumer | None = None
         self._ownership: Ownership | None = None
         self._polling: asyncio.Task[list[Record]] | None = None
+        # Two at a time (the membership's, and a poll that fails too often) would leave a client
+        # behind that stays a member for ever.
+        self._changing = asyncio.Lock()
         self._errors = 0
+        self._proven = False
         self._epoch = 0
         self.joined = False
         """True while we are in the group and have been given our partitions (maybe none)."""
+
+    @property
+    def rebalance_s(self) -> float:
+        """How long the group waits at a rebalance for a member that drains."""
+        return self._rebalance_ms / 1000
 
     async def join(self, ownership: Ownership) -> None:
         """Start a client and join the group; partitions come later, and go, by the ownership.
 
         Raises BrokerRefused, or BrokerUnavailable when no broker answers in time.
         """
+        async with self._changing:
+            if self._consumer is None:
+                await self._join(ownership)
+
+    async def _join(self, ownership: Ownership) -> None:
         settings = self._settings
         options: dict[str, Any] = client_options(settings)
         if settings.client_rack is not None:
@@ -98,33 +113,22 @@ class Consumer:
         self._consumer = consumer
         self._ownership = ownership
         self._errors = 0
-        self._ownership = ownership
-        consumer.subscribe(list(settings.input_topics), listener=_Listener(self))
+        consumer.subscribe(list(settings.input_topics), listener=_Listener(self, consumer))
         log.info("joining", group=settings.group_id, topics=settings.input_topics)
 
     async def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
         """Return what has been fetched, at most so many records, in order for each partition.
 
-        During a rebalance it takes as long as the rebalance, whatever the timeout. Only `leave`
-        cancels it: that leaks aiokafka's count of fetches, which then matters no more.
+        During a rebalance it takes as long as the rebalance, whatever the timeout.
+        Raises BrokerRefused when the brokers refuse us before they ever gave us a record.
         """
         consumer = self._consumer
         if consumer is None:
             await asyncio.sleep(timeout_s)
             return []
-        polling = self._fetched(consumer, max_records=max_records, timeout_s=timeout_s)
-        self._polling = asyncio.ensure_future(polling)
-        try:
-            records: list[Record] = await self._polling
-        except (kafka_errors.KafkaError, kafka_errors.ConsumerStoppedError) as error:
-            if self._consumer is consumer:
-                await self._failed(error)
-            return []
-        except asyncio.CancelledError:
-            if self._consumer is consumer:
-                raise
-            return []
-        self._errors = 0
+        fetching = self._fetched(consumer, max_records=max_records, timeout_s=timeout_s)
+        records = await self._polled(consumer, fetching)
+        self._proven = self._proven or bool(records)
         return records
 
     async def rest(self) -> None:
@@ -133,15 +137,31 @@ class Consumer:
         `pause` would throw away what was prefetched; a poll of a partition that is not ours does
         not.
         """
-        if self._consumer is not None:
-            with contextlib.suppress(kafka_errors.KafkaError, kafka_errors.ConsumerStoppedError):
-                await self._consumer.getmany(_NOWHERE, timeout_ms=1)
+        consumer = self._consumer
+        if consumer is not None:
+            await self._polled(consumer, _nothing(consumer))
 
-    def rewind(self, position: Position) -> None:
-        """Fetch a partition again from this position (it came before its ledger was open)."""
-        if self._consumer is not None:
-            with contextlib.suppress(kafka_errors.IllegalStateError):
-                self._consumer.seek(TopicPartition(*position[:2]), position.offset)
+    async def _polled(
+        self, consumer: AIOKafkaConsumer, polling: Coroutine[Any, Any, list[Record]]
+    ) -> list[Record]:
+        """Await a poll. Only `leave` cancels it (and whoever cancels us).
+
+        A cancelled poll leaks aiokafka's count of fetches, which then matters no more.
+        """
+        self._polling = asyncio.ensure_future(polling)
+        try:
+            records = await self._polling
+        except (kafka_errors.KafkaError, kafka_errors.ConsumerStoppedError) as error:
+            if self._consumer is consumer:
+                await self._failed(error)
+            return []
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return []
+        self._errors = 0
+        return records
 
     async def commit(self, offsets: Mapping[Partition, int], *, deadline_s: float) -> bool:
         """Commit explicit offsets; False when the partitions are no longer ours.
@@ -161,37 +181,45 @@ class Consumer:
             raise BrokerUnavailable(f"commit: {describe(error)}") from error
         return True
 
-    async def position(self, partition: Partition) -> int | None:
-        """Return the offset that is fetched next; None when it cannot be told now."""
-        if self._consumer is None:
-            return None
-        try:
-            position: int = await within(
-                1.0, "position", self._consumer.position(TopicPartition(*partition))
-            )
-        except BrokerUnavailable:
-            return None
-        return position
+    async def positions(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """Return the offset that is fetched next, of those partitions where it can be told now."""
+        asked = list(partitions)
+        found = await asyncio.gather(*(self._position(partition) for partition in asked))
+        return {p: at for p, at in zip(asked, found, strict=True) if at is not None}
 
-    async def ends(self, partitions: frozenset[Partition]) -> dict[Partition, tuple[int, int]]:
-        """Return (our position, the partition's end) of each owned partition.
+    async def ends(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
+        """Return (our position, the partition's end) of owned partitions.
 
-        Raises BrokerUnavailable when the brokers do not answer.
+        Raises BrokerRefused, or BrokerUnavailable when the brokers do not answer.
         """
         consumer = self._consumer
-        if consumer is None or not partitions:
-            return {}
         asked = [TopicPartition(*partition) for partition in partitions]
+        if consumer is None or not asked:
+            return {}
         ends = await within(_STEP_DEADLINE_S, "end offsets", consumer.end_offsets(asked))
-        found: dict[Partition, tuple[int, int]] = {}
-        for tp, end in ends.items():
-            position = await self.position(Partition(*tp))
-            if position is not None:
-                found[Partition(*tp)] = (position, end)
-        return found
+        positions = await self.positions(Partition(*tp) for tp in ends)
+        return {p: (at, ends[TopicPartition(*p)]) for p, at in positions.items()}
 
     async def leave(self) -> None:
         """Leave the group and close the client, whatever the brokers do. Drain before."""
+        async with self._changing:
+            await self._leave()
+
+    async def rebuild(self, why: str) -> None:
+        """Replace a client that makes no progress though the brokers answer.
+
+        Raises what `join` raises; then there is no client until it is called again.
+        """
+        async with self._changing:
+            ownership = self._ownership
+            if self._consumer is None or ownership is None:
+                return
+            log.warning("consumer rebuilt", why=why)
+            await ownership.revoked(0.0)
+            await self._leave()
+            await self._join(ownership)
+
+    async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None
         self.joined = False
         if self._polling is not None:
@@ -199,32 +227,23 @@ class Consumer:
         if consumer is not None:
             await _stopped(consumer)
 
-    async def rebuild(self, why: str) -> None:
-        """Replace a client that makes no progress though the brokers answer."""
-        ownership = self._ownership
-        if ownership is None:
-            return
-        log.warning("consumer rebuilt", why=why)
-        await ownership.revoked(0.0)
-        await self.leave()
-        await self.join(ownership)
-
     @property
     def member(self) -> bool:
         """True while there is a client (it may be waiting for its first partitions)."""
         return self._consumer is not None
 
-    async def given_up(self) -> None:
+    async def given_up(self, client: AIOKafkaConsumer) -> None:
         """Do what a revoke asks: let the ownership drain under its deadline."""
-        self.joined = False
-        if self._ownership is not None:
+        if client is self._consumer and self._ownership is not None:
+            self.joined = False
             await self._ownership.revoked(self._drain_deadline_s)
 
-    def given(self, partitions: frozenset[Partition]) -> None:
+    def given(self, client: AIOKafkaConsumer, partitions: frozenset[Partition]) -> None:
         """Begin a new ownership; work of an older one is known by its epoch."""
+        if client is not self._consumer or self._ownership is None:
+            return  # it was left, and is still about to stop
         self._epoch += 1
-        if self._ownership is not None:
-            self._ownership.assigned(partitions, self._epoch)
+        self._ownership.assigned(partitions, self._epoch)
         self.joined = True
 
     @property
@@ -232,72 +251,55 @@ class Consumer:
         """The ownership that we are in; 0 before the first."""
         return self._epoch
 
+    async def _position(self, partition: Partition) -> int | None:
+        if self._consumer is None:
+            return None
+        asking = self._consumer.position(TopicPartition(*partition))
+        try:
+            position: int = await within(_POSITION_DEADLINE_S, "position", asking)
+        except (BrokerUnavailable, BrokerRefused):
+            return None
+        return position
+
     async def _fetched(
         self, consumer: AIOKafkaConsumer, *, max_records: int, timeout_s: float
     ) -> list[Record]:
-        try:
-            return self._records(
-                await consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-            )
-        except UNREADABLE as error:
-            log.warning("a batch cannot be read", error=describe(error))
-        # aiokafka does not say whose batch it is, does not move, and raises again at every fetch:
-        # so each partition is polled by itself, and who raises every time is stepped over.
-        found: list[Record] = []
-        for tp in sorted(consumer.assignment()):
-            records, raised = await self._probe(consumer, tp, max_records=max_records)
-            found += records
-            if raised is not None:
-                found += await self._step_over(consumer, tp, raised)
-        return found
-
-    async def _probe(
-        self, consumer: AIOKafkaConsumer, tp: TopicPartition, *, max_records: int
-    ) -> tuple[list[Record], Exception | None]:
-        """Poll one partition; return its records, or what it raised at every try."""
-        raised: Exception | None = None
-        for _ in range(_UNREADABLE_TRIES):
-            try:
-                polled = await consumer.getmany(tp, timeout_ms=_PROBE_MS, max_records=max_records)
-            except UNREADABLE as error:
-                raised = error
-            else:
-                return self._records(polled), None
-        return [], raised
-
-    async def _step_over(
-        self, consumer: AIOKafkaConsumer, tp: TopicPartition, error: Exception
-    ) -> list[Record]:
-        """Give up one record: it will have its outcome like any other, `record.unreadable`."""
-        position = await self.position(Partition(*tp))
-        if position is None:
+        polled = await consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        if not self.joined:
+            # aiokafka may hand out records of an assignment before it has told us of it. Nothing
+            # has happened since: they are still ours to put back.
+            for tp, messages in polled.items():
+                consumer.seek(tp, messages[0].offset)
             return []
-        why = describe(error)
-        log.error(
-            "record unreadable", topic=tp.topic, partition=tp.partition, offset=position, error=why
-        )
-        consumer.seek(tp, position + 1)
-        at = Position(tp.topic, tp.partition, position)
-        return [Record(at, self._epoch, None, None, (), -1, time.monotonic(), why)]
+        return self._records(polled)
 
     def _records(self, polled: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> list[Record]:
         now_s = time.monotonic()
         epoch = self._epoch
-        return [
-            Record(
-                Position(tp.topic, tp.partition, message.offset),
-                epoch,
-                message.key,
-                message.value,
-                message.headers,
-                message.timestamp,
-                now_s,
-            )
-            for tp, messages in polled.items()
-            for message in messages
-        ]
+        records: list[Record] = []
+        for (topic, partition), messages in polled.items():
+            for message in messages:
+                at = Position(topic, partition, message.offset)
+                if type(message) is Unreadable:
+                    log.error("record unreadable", **at._asdict(), error=message.why)
+                    records.append(Record(at, epoch, None, None, (), -1, now_s, message.why))
+                    continue
+                records.append(
+                    Record(
+                        at,
+                        epoch,
+                        message.key,
+                        message.value,
+                        message.headers,
+                        message.timestamp,
+                        now_s,
+                    )
+                )
+        return records
 
     async def _failed(self, error: Exception) -> None:
+        if isinstance(error, REFUSALS) and not self._proven:
+            raise BrokerRefused(f"Kafka refuses us: {describe(error)}") from error
         self._errors += 1
         log.warning("poll failed", error=describe(error), in_a_row=self._errors)
         await asyncio.sleep(_POLL_BACKOFF_S)
@@ -310,15 +312,21 @@ class Consumer:
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
     """Passes aiokafka's callbacks on; what they raise it would only log."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: Consumer, client: AIOKafkaConsumer) -> None:
         self._consumer = consumer
+        self._client = client
 
-    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        if revoked:
-            await self._consumer.given_up()
+    async def on_partitions_revoked(self, _: set[TopicPartition]) -> None:
+        await self._consumer.given_up(self._client)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        self._consumer.given(frozenset(Partition(tp.topic, tp.partition) for tp in assigned))
+        partitions = frozenset(Partition(tp.topic, tp.partition) for tp in assigned)
+        self._consumer.given(self._client, partitions)
+
+
+async def _nothing(consumer: AIOKafkaConsumer) -> list[Record]:
+    await consumer.getmany(_NOWHERE, timeout_ms=1)
+    return []
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:
