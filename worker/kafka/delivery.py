@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import structlog
 from aiokafka import errors as kafka_errors
 
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerRefused, BrokerUnavailable
 from worker.kafka.clients import describe
 from worker.kafka.consumer import Consumer
 from worker.kafka.ledger import Bound, Prefix
@@ -25,6 +25,8 @@ from worker.types import Partition
 _COMMIT_DEADLINE_S = 10.0
 _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 5.0
+_DRAIN_AT_LEAST_S = 0.5
+_TOO_LARGE_TRIES = 3
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +84,8 @@ class AtLeastOnce:
         self._uncommitted = 0
         self._due = asyncio.Event()
         self._committing = asyncio.Lock()
+        self._cut: asyncio.Timeout | None = None
+        """Of the commit that waits for its answer now."""
 
     def open(
         self, partition: Partition, epoch: int, *, on_committed: Callable[[int], None]
@@ -92,7 +96,14 @@ class AtLeastOnce:
 
     async def publish(self, prefix: Prefix) -> None:
         backoff_s = _FIRST_BACKOFF_S
-        while not await self._sent(prefix):
+        too_large = 0
+        while (error := await self._failure(prefix)) is not None:
+            too_large += isinstance(error, kafka_errors.MessageSizeTooLargeError)
+            if too_large == _TOO_LARGE_TRIES:
+                raise BrokerRefused(
+                    "a topic takes smaller records than it did when this worker started "
+                    "(max.message.bytes was lowered): start it again"
+                ) from error
             await asyncio.sleep(backoff_s)
             backoff_s = min(_LAST_BACKOFF_S, backoff_s * 2)
         if self._failpoints:
@@ -125,7 +136,7 @@ class AtLeastOnce:
                 log.warning("not committed yet", error=str(error))
 
     async def drain(self, partitions: Iterable[Partition], *, deadline_s: float) -> bool:
-        until_s = time.monotonic() + max(0.5, deadline_s)
+        until_s = time.monotonic() + max(_DRAIN_AT_LEAST_S, deadline_s)
         while (left_s := until_s - time.monotonic()) > 0:
             try:
                 await self._commit(deadline_s=left_s)
@@ -133,47 +144,63 @@ class AtLeastOnce:
             except BrokerUnavailable as error:
                 log.warning("not committed yet", error=str(error))
                 await asyncio.sleep(min(0.2, left_s))
+        if self._cut is not None:
+            # It would go on trying with whatever generation we are in then: offsets of this
+            # ownership over those of the next one.
+            self._cut.reschedule(asyncio.get_running_loop().time())
         committed = True
         for partition in partitions:
-            owned = self._committed.pop(partition, None)
-            published = self._published.pop(partition, owned)
-            self._on_committed.pop(partition, None)
-            committed = committed and owned == published
+            owned = self._committed.get(partition)
+            published = self._published.get(partition, owned)
+            committed = committed and owned is not None and owned == published
+            self._end(partition)
         return committed
 
     async def _commit(self, *, deadline_s: float) -> None:
-        async with self._committing:
-            due = {
-                partition: mark
-                for partition, mark in self._published.items()
-                if self._committed[partition] != mark
-            }
-            if not due:
-                return
-            count, self._uncommitted = self._uncommitted, 0
-            if self._failpoints:
-                self._failpoints.hit(Failpoint.BEFORE_COMMIT)
-            began_s = time.monotonic()
-            try:
-                ours = await self._consumer.commit(
-                    {partition: mark.next_offset for partition, mark in due.items()},
-                    deadline_s=deadline_s,
-                )
-            except BrokerUnavailable:
-                self._uncommitted += count
-                raise
-            self._metrics.commit_seconds.observe(time.monotonic() - began_s)
-            for partition, mark in due.items():
-                owned = self._committed.get(partition)
-                if owned is None or owned.epoch != mark.epoch:
-                    continue
-                if ours:
-                    self._committed[partition] = mark
-                    self._on_committed[partition](mark.next_offset)
-                else:
-                    self._published.pop(partition, None)
+        """Commit what is due. Raises BrokerUnavailable when it may not have been committed."""
+        try:
+            async with asyncio.timeout(deadline_s) as cut, self._committing:
+                self._cut = cut
+                try:
+                    await self._commit_due(deadline_s)
+                finally:
+                    self._cut = None
+        except TimeoutError as error:
+            raise BrokerUnavailable("commit: no answer in time") from error
 
-    async def _sent(self, prefix: Prefix) -> bool:
+    async def _commit_due(self, deadline_s: float) -> None:
+        due = {p: mark for p, mark in self._published.items() if self._committed[p] != mark}
+        if not due:
+            return
+        count, self._uncommitted = self._uncommitted, 0
+        if self._failpoints:
+            self._failpoints.hit(Failpoint.BEFORE_COMMIT)
+        began_s = time.monotonic()
+        offsets = {partition: mark.next_offset for partition, mark in due.items()}
+        try:
+            ours = await self._consumer.commit(offsets, deadline_s=deadline_s)
+        except BrokerUnavailable:
+            self._uncommitted += count
+            raise
+        self._metrics.commit_seconds.observe(time.monotonic() - began_s)
+        for partition, mark in due.items():
+            owned = self._committed.get(partition)
+            if owned is None or owned.epoch != mark.epoch:
+                continue
+            if ours:
+                self._committed[partition] = mark
+                self._on_committed[partition](mark.next_offset)
+            else:
+                self._end(partition)
+
+    def _end(self, partition: Partition) -> None:
+        """End an ownership: nothing of it is committed any more."""
+        self._committed.pop(partition, None)
+        self._published.pop(partition, None)
+        self._on_committed.pop(partition, None)
+
+    async def _failure(self, prefix: Prefix) -> Exception | None:
+        """Send a prefix; return why it was not acknowledged."""
         client = self._producer.client
         try:
             await self._producer.send(prefix.partition.partition, prefix.outgoing)
@@ -183,5 +210,6 @@ class AtLeastOnce:
             log.warning("publish failed; a new producer takes over", error=describe(error))
             with contextlib.suppress(BrokerUnavailable):
                 await self._producer.replace(client)
-            return False
-        return True
+            failure: Exception = error
+            return failure
+        return None

@@ -145,7 +145,7 @@ class Bound:
     _FIRST_BYTES = 128 << 10
 
     def __init__(self, *, max_records: int, max_bytes: int, max_s: float, floor: int) -> None:
-        self.floor = floor
+        self.floor = max(1, floor)
         self.records = 0
         self.size_bytes = 0
         self._max_records = max_records
@@ -188,6 +188,8 @@ class Bound:
 
     def finished(self, records: int, now_s: float) -> None:
         """Count outcomes; the rate is taken over the time in which there was work."""
+        if not records:
+            return
         self._unfinished -= records
         self._finished += records
         self._busy_s += now_s - self._busy_since_s

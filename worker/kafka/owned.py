@@ -40,7 +40,7 @@ class Owned:
         self._committed: dict[Partition, int] = {}
         self._moved = asyncio.Event()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Ends with the error of a publisher that ended by one: then nothing can go on."""
+        """Ends with the error after which nothing can go on; see `fail`."""
 
     @property
     def partitions(self) -> frozenset[Partition]:
@@ -63,7 +63,8 @@ class Owned:
 
     async def revoked(self, deadline_s: float) -> None:
         """Finish, publish and commit what is in flight; what the deadline cuts off is forgotten."""
-        if not self._ledgers:
+        given = dict(self._ledgers)
+        if not given:
             return
         began_s = time.monotonic()
         drained = await self.drain(deadline_s)
@@ -72,9 +73,9 @@ class Owned:
             drained=drained,
             unfinished=self.unfinished,
             seconds=round(time.monotonic() - began_s, 3),
-            partitions=_names(self._ledgers),
+            partitions=_names(given),
         )
-        self._forget(self._ledgers)
+        self._forget(p for p, ledger in given.items() if self._ledgers.get(p) is ledger)
 
     async def drain(self, deadline_s: float) -> bool:
         """Wait for the outcomes of all that is in flight, then commit; True when nothing is left.

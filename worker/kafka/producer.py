@@ -42,7 +42,9 @@ class Producer:
         client = AIOKafkaProducer(
             enable_idempotence=True,
             acks="all",
-            max_batch_size=min(_MAX_BATCH_BYTES, facts.output_max_bytes),
+            max_batch_size=min(
+                _MAX_BATCH_BYTES, facts.output_max_bytes, facts.dead_letter_max_bytes
+            ),
             max_request_size=max(facts.output_max_bytes, facts.dead_letter_max_bytes),
             request_timeout_ms=15_000,  # a black-holed broker blocks all new connections this long
             **client_options(self._settings),
@@ -92,6 +94,8 @@ class Producer:
             raise kafka_errors.ProducerClosed
         # Every future is looked at: aiokafka's own flush tells nothing of failed sends.
         for result in acknowledged.result():
+            if isinstance(result, asyncio.CancelledError):
+                raise kafka_errors.ProducerClosed  # not we were cancelled: the client was closed
             if isinstance(result, BaseException):
                 raise result
 
@@ -141,7 +145,8 @@ def _batches(client: AIOKafkaProducer, outgoing: Sequence[Outgoing]) -> Iterator
         if batch is not None:
             yield batch
         batch = client.create_batch()
-        _appended(batch, item)
+        if not _appended(batch, item):
+            raise kafka_errors.MessageSizeTooLargeError
     if batch is not None:
         batch.close()
         yield batch
