@@ -5,6 +5,7 @@ It looks and decides once in a while; it never touches a record.
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 import structlog
 
@@ -20,6 +21,7 @@ _LOOK_S = 1.0
 _LAG_S = 5.0
 _LEAVE_AFTER_S = 60.0
 _STUCK_S = 60.0
+_JOINING_S = 120.0
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +38,7 @@ class Membership:
         self._state = state
         self._metrics = metrics
         self._unready_since_s: float | None = None
+        self._joining_since_s: float | None = None
         self._lag_at_s = 0.0
         self._shown: frozenset[Partition] = frozenset()
         self._seen: dict[Partition, tuple[int, float]] = {}
@@ -43,21 +46,12 @@ class Membership:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            await self._look(time.monotonic())
+            await self.look(time.monotonic())
             await asyncio.sleep(_LOOK_S if self._consumer.member else _LOOK_S / 4)
 
-    async def _look(self, now_s: float) -> None:
-        if self._registry.ready:
-            self._unready_since_s = None
-            self._state.ready("models")
-        else:
-            self._unready_since_s = self._unready_since_s or now_s
-            self._state.unready("models", _why(self._registry))
-        problems = self._registry.health()
-        if problems:
-            self._state.dead("engines", "; ".join(problems))
-        else:
-            self._state.alive("engines")
+    async def look(self, now_s: float) -> None:
+        """Look once, and do what follows. Raises BrokerRefused when the brokers refuse us."""
+        self._look_at_models(now_s)
         if not self._consumer.member:
             if self._registry.ready:
                 await self._join()
@@ -69,9 +63,22 @@ class Membership:
             self._state.ready("group")
         else:
             self._state.unready("group", "not in the consumer group, or waiting for partitions")
-        if self._consumer.member and now_s - self._lag_at_s >= _LAG_S:
+        if now_s - self._lag_at_s >= _LAG_S:
             self._lag_at_s = now_s
-            await self._sample(now_s)
+            await self._look_at_progress(now_s)
+
+    def _look_at_models(self, now_s: float) -> None:
+        if self._registry.ready:
+            self._unready_since_s = None
+            self._state.ready("models")
+        else:
+            self._unready_since_s = self._unready_since_s or now_s
+            self._state.unready("models", _why(self._registry))
+        problems = self._registry.health()
+        if problems:
+            self._state.dead("engines", "; ".join(problems))
+        else:
+            self._state.alive("engines")
 
     async def _join(self) -> None:
         try:
@@ -82,7 +89,7 @@ class Membership:
         else:
             self._state.ready("kafka")
 
-    async def _sample(self, now_s: float) -> None:
+    async def _look_at_progress(self, now_s: float) -> None:
         """Show the lag, and rebuild a consumer that has not moved though it could."""
         partitions = self._owned.partitions
         try:
@@ -90,20 +97,25 @@ class Membership:
         except (BrokerUnavailable, BrokerRefused) as error:
             self._state.unready("kafka", str(error))
             return
-        self._state.ready("kafka")
+        if ends:
+            self._state.ready("kafka")
+        self._show(partitions, ends)
+        stuck = [p for p, (position, end) in ends.items() if self._stuck(p, position, end, now_s)]
+        if stuck:
+            await self._rebuild(f"no progress for {_STUCK_S:g} s on {stuck}")
+        elif self._stuck_joining(now_s):
+            await self._rebuild("the group gave no partitions for too long")
+
+    def _show(
+        self, partitions: frozenset[Partition], ends: Mapping[Partition, tuple[int, int]]
+    ) -> None:
         for topic, number in self._shown - partitions:
             self._metrics.consumer_lag.remove(topic, str(number))
+        self._shown = (self._shown & partitions) | ends.keys()
         for partition, (position, end) in ends.items():
-            lag = end - (self._owned.committed(partition) or position)
+            committed = self._owned.committed(partition)
+            lag = end - (position if committed is None else committed)
             self._metrics.consumer_lag.labels(partition.topic, str(partition.partition)).set(lag)
-        self._shown = frozenset(ends)
-        stuck = [p for p, (position, end) in ends.items() if self._stuck(p, position, end, now_s)]
-        if stuck and self._owned.bound.room:
-            self._seen.clear()
-            try:
-                await self._consumer.rebuild(f"no progress for {_STUCK_S:g} s on {stuck}")
-            except (BrokerUnavailable, BrokerRefused) as error:
-                log.warning("consumer not rebuilt", error=str(error))
 
     def _stuck(self, partition: Partition, position: int, end: int, now_s: float) -> bool:
         at, since_s = self._seen.get(partition, (-1, now_s))
@@ -111,6 +123,22 @@ class Membership:
             self._seen[partition] = (position, now_s)
             return False
         return now_s - since_s > _STUCK_S
+
+    def _stuck_joining(self, now_s: float) -> bool:
+        if self._consumer.joined or not self._consumer.member:
+            self._joining_since_s = None
+            return False
+        self._joining_since_s = self._joining_since_s or now_s
+        limit_s = max(_JOINING_S, 3 * self._consumer.rebalance_s)
+        return now_s - self._joining_since_s > limit_s
+
+    async def _rebuild(self, why: str) -> None:
+        self._seen.clear()
+        self._joining_since_s = None
+        try:
+            await self._consumer.rebuild(why)
+        except (BrokerUnavailable, BrokerRefused) as error:
+            log.warning("consumer not rebuilt", error=str(error))
 
 
 def _why(registry: Registry) -> str:

@@ -3,21 +3,26 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from worker.config import KafkaSettings
-from worker.errors import BrokerRefused
-from worker.kafka.clients import client_options, within
+from worker.errors import BrokerRefused, BrokerUnavailable
+from worker.kafka.clients import client_options, describe, within
 
 _DEADLINE_S = 10.0
 _DEFAULT_MAX_BYTES = 1_048_588
+
+log = structlog.get_logger(__name__)
 
 
 class TopicSize(NamedTuple):
     partitions: int
     max_bytes: int
-    """`max.message.bytes`: of a compressed record batch."""
+    """`max.message.bytes`: of a record batch. Kafka's default where we may not read it."""
+    known: bool
+    """We were allowed to read `max_bytes`."""
 
 
 class TopicFacts(NamedTuple):
@@ -39,22 +44,22 @@ async def inspect_topics(settings: KafkaSettings) -> TopicFacts:
     """
     writes = (settings.output_topic, settings.dead_letter_topic)
     found = await ask_topics(settings, [*settings.input_topics, *writes])
-    sizes = {topic: said.max_bytes for topic, said in found.items()}
-    partitions = {topic: said.partitions for topic, said in found.items()}
-    largest = max(settings.input_topics, key=lambda topic: sizes[topic])
-    if sizes[settings.dead_letter_topic] < sizes[largest]:
+    output, dead = (found[topic] for topic in writes)
+    inputs = [topic for topic in settings.input_topics if found[topic].known]
+    largest = max(inputs, key=lambda topic: found[topic].max_bytes, default=None)
+    if largest and dead.known and dead.max_bytes < found[largest].max_bytes:
         raise BrokerRefused(
             f"max.message.bytes of the dead-letter topic {settings.dead_letter_topic!r} is "
-            f"{sizes[settings.dead_letter_topic]}, and {largest!r} takes records of up to "
-            f"{sizes[largest]}: a dead letter would not fit; raise it to at least that"
+            f"{dead.max_bytes}, and {largest!r} takes records of up to "
+            f"{found[largest].max_bytes}: a dead letter would not fit; raise it to at least that"
         )
     return TopicFacts(
         settings.output_topic,
-        partitions[settings.output_topic],
-        sizes[settings.output_topic],
+        output.partitions,
+        output.max_bytes,
         settings.dead_letter_topic,
-        partitions[settings.dead_letter_topic],
-        sizes[settings.dead_letter_topic],
+        dead.partitions,
+        dead.max_bytes,
     )
 
 
@@ -74,20 +79,26 @@ async def ask_topics(settings: KafkaSettings, topics: Sequence[str]) -> dict[str
         absent = [topic for topic in topics if not partitions.get(topic)]
         if absent:
             raise BrokerRefused(
-                f"Kafka at {brokers} has no topic {', '.join(map(repr, absent))}: create it, "
-                "or name another in kafka.input_topics, output_topic or dead_letter_topic"
+                f"Kafka at {brokers} has no topic {', '.join(map(repr, absent))}, or no right to "
+                "describe it for us: create it, or name another in kafka.input_topics, "
+                "output_topic or dead_letter_topic"
             )
         sizes = await _max_bytes(admin, topics)
     finally:
-        await within(_DEADLINE_S, "closing", admin.close())
-    return {topic: TopicSize(partitions[topic], sizes[topic]) for topic in topics}
+        await _closed(admin)
+    return {
+        topic: TopicSize(
+            partitions[topic], sizes.get(topic, _DEFAULT_MAX_BYTES), known=topic in sizes
+        )
+        for topic in topics
+    }
 
 
 async def _max_bytes(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
-    """Return max.message.bytes of each topic, or Kafka's default where we may not read it."""
+    """Return max.message.bytes of each topic whose settings we may read."""
     wanted = {"max.message.bytes": None}
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic, wanted) for topic in topics]
-    sizes = dict.fromkeys(topics, _DEFAULT_MAX_BYTES)
+    sizes: dict[str, int] = {}
     responses = await within(_DEADLINE_S, "describing topics", admin.describe_configs(resources))
     for response in responses:
         for _code, _message, _type, topic, entries in response.resources:
@@ -95,3 +106,11 @@ async def _max_bytes(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[
                 if name == "max.message.bytes":
                     sizes[topic] = int(value)
     return sizes
+
+
+async def _closed(admin: AIOKafkaAdminClient) -> None:
+    """Close, and let no trouble with that hide what was said before."""
+    try:
+        await within(_DEADLINE_S, "closing", admin.close())
+    except (BrokerRefused, BrokerUnavailable) as error:
+        log.debug("closing an admin client", error=describe(error))
