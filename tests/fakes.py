@@ -1,4 +1,4 @@
-"""Small stand-ins for what is outside: a broker seen through our consumer and producer, and engines.
+"""Small stand-ins for what is outside: a broker behind our consumer and producer, and engines.
 
 `tests/contract/test_kafka_client.py` holds the first two to what the real ones do.
 """

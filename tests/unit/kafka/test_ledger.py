@@ -64,7 +64,7 @@ def test_a_closed_entry_lets_go_of_the_image_and_cannot_be_found_again() -> None
     entry.request = Request(record_at(*PARTITION, 7), b"x", None, None, {}, None, None, None, ())
     assert ledger.find(7) is entry
     ledger.close(entry, outgoing(7))
-    assert (entry.record, entry.request, ledger.find(7)) == (None, None, None)
+    assert [entry.record, entry.request, ledger.find(7)] == [None] * 3
 
 
 class LedgerMachine(RuleBasedStateMachine):
