@@ -30,10 +30,13 @@ READ_S = 60.0
 PAUSE_S = 0.05
 
 _MOVING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
 )
+"""What brokers answer for a moment after a group, or they themselves, came up."""
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -217,14 +220,17 @@ def read_all(topics: Topics, topic: str) -> list[Published]:
     return found
 
 
-def wait_committed(topics: Topics, deadline_s: float = READ_S) -> None:
-    """Wait until everything in the input topic is committed."""
+def wait_committed(
+    topics: Topics, deadline_s: float = READ_S, *, check: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until everything in the input topic is committed; `check` may end the waiting."""
     consumer = _consumer(topics, group=topics.group)
     end_s = time.monotonic() + deadline_s
     try:
         while behind := _behind(consumer, topics):
             assert time.monotonic() < end_s, f"(committed, end) of partitions: {behind}"
             assert all(at <= end for at, end in behind.values()), f"committed too much: {behind}"
+            check()
             time.sleep(PAUSE_S)
     finally:
         consumer.close()
@@ -232,20 +238,19 @@ def wait_committed(topics: Topics, deadline_s: float = READ_S) -> None:
 
 def _behind(consumer: Consumer, topics: Topics) -> dict[int, tuple[int, int]]:
     """Return (committed, end) of the partitions where they differ; committed -1: nothing is."""
-    found = {}
     parts = _partitions(consumer, topics.input)
-    for part in parts:
-        _, end = consumer.get_watermark_offsets(part, timeout=ANSWER_S)
-        found[part.partition] = (-1, end)
     try:
+        ends = [consumer.get_watermark_offsets(part, timeout=ANSWER_S)[1] for part in parts]
         marks = consumer.committed(parts, timeout=ANSWER_S)
     except KafkaException as error:
         if error.args[0].code() not in _MOVING:
             raise
-        marks = []  # the coordinator of a new group, or of a new broker, has to be found again
-    for mark in marks:
-        found[mark.partition] = (max(-1, mark.offset), found[mark.partition][1])
-    return {number: at for number, at in found.items() if at[0] != at[1] and at[1]}
+        return dict.fromkeys((part.partition for part in parts), (-1, -1))
+    return {
+        mark.partition: (max(-1, mark.offset), end)
+        for mark, end in zip(marks, ends, strict=True)
+        if mark.offset != end and end
+    }
 
 
 def account(
@@ -261,7 +266,7 @@ def account(
     repeats, which say the same (L2); first occurrences keep the order of their partition (L3); all
     of it is committed (L4). `doomed`: key -> reason, of the records that nobody can serve.
     """
-    by_id = {_id(topics, record): record for record in sent}
+    by_id = _in_the_topic(topics, sent)
     outputs = read_all(topics, topics.output)
     letters = read_all(topics, topics.dead)
     results = [published.json for published in outputs]
@@ -277,11 +282,24 @@ def account(
     return Account(results, letters, repeats)
 
 
-def _nothing_lost(by_id: Mapping[str, Sent], results: Sequence[dict[str, Any]]) -> None:
+def _in_the_topic(topics: Topics, sent: Iterable[Sent]) -> dict[str, Published]:
+    """Return the records of the input topic by id; all that was acknowledged is among them."""
+    records = read_all(topics, topics.input)
+    there = sorted((record.partition, record.key or b"") for record in records)
+    acknowledged = sorted((record.partition, record.key) for record in sent)
+    assert there == acknowledged, "the input topic does not hold what was acknowledged, each once"
+    return {
+        f"{topics.input}/{record.partition}/{record.offset}@{record.timestamp_ms}": record
+        for record in records
+    }
+
+
+def _nothing_lost(by_id: Mapping[str, Published], results: Sequence[dict[str, Any]]) -> None:
     there = {result["id"] for result in results}
     lost, strange = by_id.keys() - there, there - by_id.keys()
-    assert not lost, f"{len(lost)} of {len(by_id)} records have no result: {sorted(lost)[:10]}"
-    assert not strange, f"results of what nobody sent: {sorted(strange)[:10]}"
+    seen = f"{len(strange)} results of what nobody sent: {sorted(strange)[:10]}"
+    assert not lost, f"{len(lost)} of {len(by_id)} without result: {sorted(lost)[:10]}; {seen}"
+    assert not strange, seen
 
 
 def _repeats_agree(results: Sequence[dict[str, Any]]) -> int:
@@ -338,16 +356,16 @@ def _in_order(outputs: Sequence[Published]) -> None:
 
 
 def _statuses(
-    by_id: Mapping[str, Sent], results: Sequence[dict[str, Any]], doomed: Mapping[bytes, str]
+    by_id: Mapping[str, Published], results: Sequence[dict[str, Any]], doomed: Mapping[bytes, str]
 ) -> None:
     for result in results:
-        reason = doomed.get(by_id[result["id"]].key)
+        reason = doomed.get(by_id[result["id"]].key or b"")
         said = (result["status"], result.get("reason"))
         assert said == (("ok", None) if reason is None else ("failed", reason)), result
 
 
 def _letters(
-    by_id: Mapping[str, Sent],
+    by_id: Mapping[str, Published],
     letters: Sequence[Published],
     doomed: Mapping[bytes, str],
     repeats_max: int,
@@ -358,14 +376,10 @@ def _letters(
     assert found.total() - len(found) <= repeats_max, f"repeated dead letters: {found}"
     for letter in letters:
         record = by_id[letter.header("darkroom-id") or ""]
-        assert (letter.key, letter.value or b"") == (record.key, record.value)
+        assert (letter.key, letter.value) == (record.key, record.value)
         assert letter.headers[: len(record.headers)] == record.headers
         assert letter.timestamp_ms == record.timestamp_ms
-        assert letter.header("darkroom-reason") == doomed[record.key]
-
-
-def _id(topics: Topics, record: Sent) -> str:
-    return f"{topics.input}/{record.partition}/{record.offset}@{record.timestamp_ms}"
+        assert letter.header("darkroom-reason") == doomed[record.key or b""]
 
 
 def _consumer(topics: Topics, group: str = "reader") -> Consumer:

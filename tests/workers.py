@@ -100,6 +100,13 @@ class Worker:
                     return child
         return None
 
+    def cpu_share(self, *, over_s: float) -> float:
+        """Cores that it keeps busy, its engine not counted."""
+        process = psutil.Process(self.process.pid)
+        process.cpu_percent()
+        time.sleep(over_s)
+        return process.cpu_percent() / 100
+
     def kill(self) -> None:
         self.asked = True
         self.process.kill()
@@ -115,6 +122,11 @@ class Worker:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not ended in {deadline_s} s\n{self.end_of_log}") from None
+
+    def died(self) -> int:
+        """Wait for an end that a failpoint makes; return the exit code."""
+        self.asked = True
+        return self.wait()
 
     def stop(self) -> int:
         self.terminate()

@@ -4,7 +4,7 @@ import pytest
 
 from tests.integration.pictures import digit, with_chunk
 from tests.ledger import Feed, Topics, account, read_all, wait_committed
-from tests.workers import Crew, Worker
+from tests.workers import Crew
 
 pytestmark = pytest.mark.kafka
 
@@ -41,7 +41,7 @@ def test_records_that_kill_hang_or_break_a_run_are_dead_letters_and_their_mates_
 
     worker = crew.start(topics, {"engine": {"watchdog_s": 1.0}}, failpoint=failpoint)
 
-    wait_served(worker, topics)
+    wait_served(crew, topics)
     doomed = {b"%06d" % number: "record.poison" for number in (17, 50, 83)}
     account(topics, feed.sent, doomed=doomed)
     worker.wait_ready()
@@ -68,8 +68,8 @@ def test_an_engine_that_fails_at_everything_makes_no_dead_letter(
     assert read_all(topics, topics.output) == []
     assert worker.stop() == 7, "what is in flight was not finished, and will be read again"
 
-    healthy = crew.start(topics)
-    wait_served(healthy, topics)
+    crew.start(topics)
+    wait_served(crew, topics)
     account(topics, feed.sent, doomed={})
 
 
@@ -85,17 +85,17 @@ def test_a_worker_that_dies_at_a_bad_moment_repeats_only_what_was_in_flight(
         f"after_fetch=kill@{STOPS.decode()}",
     ):
         worker = crew.start(topics, settings, failpoint=failpoint)
-        assert worker.wait() == -9
+        assert worker.died() == -9
 
-    worker = crew.start(topics, settings)
-    wait_served(worker, topics)
+    crew.start(topics, settings)
+    wait_served(crew, topics)
     done = account(topics, feed.sent, doomed={}, repeats_max=3 * IN_FLIGHT)
     assert done.repeats > 0, "two of them died between publishing and committing"
 
 
-def wait_served(worker: Worker, topics: Topics) -> None:
-    """Wait until a worker has committed everything; tell its log when it does not."""
+def wait_served(crew: Crew, topics: Topics) -> None:
+    """Wait until the workers have committed everything; tell their logs when they do not."""
     try:
-        wait_committed(topics)
+        wait_committed(topics, check=crew.check)
     except AssertionError as error:
-        raise AssertionError(f"{error}\n{worker.end_of_log}") from None
+        raise AssertionError(f"{error}\n{crew.logs()}") from None
