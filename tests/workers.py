@@ -6,6 +6,7 @@ It knows processes, files and HTTP; nothing of Kafka but the names that go into 
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,14 +92,17 @@ class Worker:
             assert time.monotonic() < end_s, f"not in {deadline_s} s: {what}\n{self.end_of_log}"
             time.sleep(POLL_S)
 
+    def engines(self) -> list[psutil.Process]:
+        """Its engine processes that there are now."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children()
+            return [child for child in children if "worker.engine" in child.cmdline()]
+        return []
+
     @property
     def engine(self) -> psutil.Process | None:
-        """Its engine process, where there is one now."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.process.pid).children():
-                if "worker.engine" in child.cmdline():
-                    return child
-        return None
+        """Its only engine, where there is one now."""
+        return next(iter(self.engines()), None)
 
     def cpu_share(self, *, over_s: float) -> float:
         """Cores that it keeps busy, its engine not counted."""
@@ -217,6 +221,13 @@ class Belongings:
         for pid in psutil.pids():
             found += [f"{link} held by {pid}" for link in _links(pid) if link in self.held]
         return found
+
+
+def peak_kb(pid: int) -> int:
+    """VmHWM of a process: unlike ru_maxrss it does not begin with its parent's."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1])
 
 
 def _links(pid: int) -> set[str]:

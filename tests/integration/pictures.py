@@ -5,18 +5,12 @@ import zlib
 
 from worker.demo.pictures import pictures
 
-MARK = b"the-marked-one"
 PACK = [picture.png for picture in pictures()]
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 
 
 def digit(number: int) -> bytes:
     return PACK[number % len(PACK)]
-
-
-def marked(number: int) -> bytes:
-    """A digit with the mark in a text chunk, at which a failpoint acts."""
-    return with_chunk(digit(number), b"tEXt", b"Comment\x00" + MARK)
 
 
 def large(number: int, side_px: int) -> bytes:

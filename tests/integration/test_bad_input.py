@@ -1,21 +1,19 @@
 """One table: what a worker answers to input that is broken, hostile, odd or late."""
 
 import os
-import re
 import struct
 import time
 import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.contract.oracle import problems
 from tests.integration.pictures import HTML, digit, png, with_chunk, zeros
-from tests.integration.test_faults import wait_served
+from tests.integration.traffic import wait_served
 from tests.ledger import Feed, Headers, Published, Topics, make_topics, read_all
 from tests.unit.vision.pictures import animated, corners, exif_segment, flat_jpeg, jpeg_with
-from tests.workers import Crew, crew_in
+from tests.workers import Crew, crew_in, peak_kb
 from worker.local.stack import Stack
 
 pytestmark = pytest.mark.kafka
@@ -129,13 +127,6 @@ def answers(kafka: Stack, tmp_path_factory: pytest.TempPathFactory) -> Answers:
         [result for key, result in results if key.startswith(b"mate")],
         peaks_kb,
     )
-
-
-def peak_kb(pid: int) -> int:
-    """VmHWM of a process: unlike ru_maxrss it does not begin with its parent's."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

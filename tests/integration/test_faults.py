@@ -2,28 +2,14 @@
 
 import pytest
 
-from tests.integration.pictures import digit, with_chunk
-from tests.ledger import Feed, Topics, account, read_all, wait_committed
+from tests.integration.traffic import send_digits, wait_served
+from tests.ledger import Topics, account, read_all
 from tests.workers import Crew
 
 pytestmark = pytest.mark.kafka
 
 IN_FLIGHT = 128
 KILLS, HANGS, RAISES, STOPS = b"it-kills", b"it-hangs", b"it-raises", b"it-stops"
-
-
-def marked(number: int, mark: bytes) -> bytes:
-    return with_chunk(digit(number), b"tEXt", b"Comment\x00" + mark)
-
-
-def send_digits(topics: Topics, count: int, marks: dict[int, bytes] | None = None) -> Feed:
-    feed = Feed(topics)
-    for number in range(count):
-        mark = (marks or {}).get(number)
-        value = digit(number) if mark is None else marked(number, mark)
-        feed.send(b"%06d" % number, value, partition=number % topics.partitions)
-    feed.flush()
-    return feed
 
 
 def test_records_that_kill_hang_or_break_a_run_are_dead_letters_and_their_mates_are_served(
@@ -91,11 +77,3 @@ def test_a_worker_that_dies_at_a_bad_moment_repeats_only_what_was_in_flight(
     wait_served(crew, topics)
     done = account(topics, feed.sent, doomed={}, repeats_max=3 * IN_FLIGHT)
     assert done.repeats > 0, "two of them died between publishing and committing"
-
-
-def wait_served(crew: Crew, topics: Topics) -> None:
-    """Wait until the workers have committed everything; tell their logs when they do not."""
-    try:
-        wait_committed(topics, check=crew.check)
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{crew.logs()}") from None

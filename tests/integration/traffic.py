@@ -1,10 +1,10 @@
-"""Traffic for workers: a backlog that is kept before them while their results are followed."""
+"""Records for workers: a backlog that is kept before them, or a few digits, all accounted for."""
 
 import time
 from collections.abc import Callable
 
-from tests.integration.pictures import digit, large
-from tests.ledger import Feed, Tail, Topics
+from tests.integration.pictures import digit, large, with_chunk
+from tests.ledger import Feed, Tail, Topics, wait_committed
 from tests.workers import Crew
 
 RECORDS = 3000
@@ -74,3 +74,25 @@ class Traffic:
             lambda: all(self.tail.last.get(p, -1) > end for p, end in ends.items()),
             "results from every partition",
         )
+
+
+def marked(number: int, mark: bytes) -> bytes:
+    return with_chunk(digit(number), b"tEXt", b"Comment\x00" + mark)
+
+
+def send_digits(topics: Topics, count: int, marks: dict[int, bytes] | None = None) -> Feed:
+    feed = Feed(topics)
+    for number in range(count):
+        mark = (marks or {}).get(number)
+        value = digit(number) if mark is None else marked(number, mark)
+        feed.send(b"%06d" % number, value, partition=number % topics.partitions)
+    feed.flush()
+    return feed
+
+
+def wait_served(crew: Crew, topics: Topics) -> None:
+    """Wait until the workers have committed everything; tell their logs when they do not."""
+    try:
+        wait_committed(topics, check=crew.check)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{crew.logs()}") from None
