@@ -5,6 +5,8 @@ its own slot only; the worker reads all of them, at any time, also after a SIGKI
 slot names are the suspects.
 
 Slot: u32 phase, u32 count, u64 since (CLOCK_MONOTONIC, ns: one clock for all processes), ids u64.
+Readers take no lock: the phase is written last and taken away first, and it alone makes the rest
+valid. A slot that is being written reads as idle, never as a lane that is old.
 """
 
 import mmap
@@ -17,6 +19,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 _HEAD = struct.Struct("<IIQ")
+_REST = struct.Struct("<IQ")
+_PHASE_BYTES = 4
 _ID_BYTES = 8
 
 
@@ -34,6 +38,9 @@ class Progress(NamedTuple):
     """`time.monotonic()` when it began."""
     ids: tuple[int, ...]
     """The records that it holds; the suspects, should the engine die now."""
+
+
+_NOTHING = Progress(Phase.IDLE, 0.0, ())
 
 
 class Page:
@@ -61,12 +68,14 @@ class Page:
         """Say that a lane has begun something with these records. At most `max_ids` are kept."""
         kept = ids[: self._max_ids]
         at = lane * self._slot_bytes
+        self._memory[at] = Phase.IDLE
         struct.pack_into(f"<{len(kept)}Q", self._memory, at + _HEAD.size, *kept)
-        _HEAD.pack_into(self._memory, at, phase, len(kept), time.monotonic_ns())
+        _REST.pack_into(self._memory, at + _PHASE_BYTES, len(kept), time.monotonic_ns())
+        self._memory[at] = phase
 
     def idle(self, lane: int) -> None:
         """Say that a lane holds nothing."""
-        _HEAD.pack_into(self._memory, lane * self._slot_bytes, 0, 0, 0)
+        self._memory[lane * self._slot_bytes] = Phase.IDLE
 
     def read(self) -> list[Progress]:
         """Return what every lane is doing now."""
@@ -77,7 +86,12 @@ class Page:
         os.close(self.descriptor)
 
     def _slot(self, at: int) -> Progress:
-        phase, count, since_ns = _HEAD.unpack_from(self._memory, at)
+        head = self._memory[at : at + _HEAD.size]
+        while head != (again := self._memory[at : at + _HEAD.size]):
+            head = again  # its lane was writing meanwhile
+        phase, count, since_ns = _HEAD.unpack(head)
+        if phase == Phase.IDLE:
+            return _NOTHING
         ids = struct.unpack_from(f"<{min(count, self._max_ids)}Q", self._memory, at + _HEAD.size)
         return Progress(Phase(phase), since_ns / 1e9, ids)
 

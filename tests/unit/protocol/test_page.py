@@ -53,3 +53,25 @@ def test_what_a_killed_process_was_doing_can_still_be_read(page: Page) -> None:
     )
     assert ended.returncode == -9
     assert page.read()[2][::2] == (Phase.DECODE, (41,))
+
+
+def test_a_lane_that_is_busy_with_new_work_never_reads_as_an_old_one(page: Page) -> None:
+    program = (
+        "import sys\n"
+        "from worker.protocol.page import Page, Phase\n"
+        "page = Page(int(sys.argv[1]), lanes=3, max_ids=4)\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    page.begin(0, Phase.DECODE, [41])\n"
+        "    page.idle(0)\n"
+    )
+    os.set_inheritable(page.descriptor, True)
+    command = [sys.executable, "-c", program, str(page.descriptor)]
+    with subprocess.Popen(command, close_fds=False, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        began_s = time.monotonic()
+        busy = [slot for _ in range(100_000) for slot in page.read() if slot.phase]
+        writer.kill()
+    assert busy
+    assert [slot for slot in busy if slot.since_s < began_s - 1 or slot.ids != (41,)] == []
