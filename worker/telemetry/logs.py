@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import Processor
 
 _QUIET_S = 10.0
@@ -65,11 +66,16 @@ def configure(
     rendering: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if as_json:
         rendering += [
-            structlog.processors.dict_tracebacks,
+            # Without the values of variables: those are images, keys and passwords of users.
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(default=str),
         ]
     else:
-        rendering.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))
+        rendering.append(
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        )
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

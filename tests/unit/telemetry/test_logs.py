@@ -139,3 +139,21 @@ def test_what_aiokafka_retries_is_nothing_where_only_errors_are_asked_for() -> N
     logging.getLogger("aiokafka.client").error("Unable to update metadata from %s", [1])
 
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_tracebacks_name_lines_but_no_values_of_variables(*, as_json: bool) -> None:
+    stream = io.StringIO()
+    configure(stream=stream, json=as_json)
+
+    def fail(password: str) -> None:
+        raise ValueError(len(password))
+
+    try:
+        fail("-".join(("hunter", "2")))
+    except ValueError:
+        structlog.get_logger("worker").exception("it failed")
+
+    assert "ValueError" in stream.getvalue()
+    assert "test_logs.py" in stream.getvalue()
+    assert stream.getvalue().count("hunter-2") == 0
