@@ -25,6 +25,7 @@ from worker.types import Partition, Position, Record
 _NOWHERE = TopicPartition("__none__", 0)
 _STEP_DEADLINE_S = 10.0
 _LEAVE_DEADLINE_S = 5.0
+_STEP_OF_LEAVING_S = 0.5
 _POSITION_DEADLINE_S = 1.0
 _ERRORS_BEFORE_REBUILD = 5
 _POLL_BACKOFF_S = 0.5
@@ -331,13 +332,31 @@ async def _nothing(consumer: AIOKafkaConsumer) -> list[Record]:
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:
     """Stop a client, whatever it does: it may wait for ever, or raise CancelledError itself."""
-    task = asyncio.ensure_future(consumer.stop())
-    done, _ = await asyncio.wait([task], timeout=_LEAVE_DEADLINE_S)
-    if not done:
+    if await _ended(consumer.stop(), _LEAVE_DEADLINE_S):
+        return
+    # It stopped halfway. What is left of it would send heartbeats, and so own partitions, for
+    # ever: aiokafka's client connects again after it was closed.
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher  # noqa: SLF001 - no public way
+    if coordinator is not None:
+        await _ended(coordinator._stop_heartbeat_task(), _STEP_OF_LEAVING_S)  # noqa: SLF001 - same
+        await _ended(coordinator._stop_commit_offsets_refresh_task(), _STEP_OF_LEAVING_S)  # noqa: SLF001 - same
+        await _ended(coordinator._maybe_leave_group(), _STEP_OF_LEAVING_S)  # noqa: SLF001 - same
+    if fetcher is not None:
+        await _ended(fetcher.close(), _STEP_OF_LEAVING_S)
+    await _ended(consumer._client.close(), _STEP_OF_LEAVING_S)  # noqa: SLF001 - same
+
+
+async def _ended(step: Coroutine[Any, Any, None], deadline_s: float) -> bool:
+    """Await a step of stopping; False when it did not come to its end."""
+    task = asyncio.ensure_future(step)
+    await asyncio.wait([task], timeout=deadline_s)
+    if not task.done():
         task.cancel()
-        await asyncio.wait([task], timeout=1.0)
-    elif not task.cancelled() and task.exception() is not None:
-        log.warning("leaving the group", error=describe(task.exception() or Exception()))
-    if task.cancelled() or not done:
-        client_close = asyncio.ensure_future(consumer._client.close())  # noqa: SLF001 - stop() skips it when it fails
-        await asyncio.wait([client_close], timeout=1.0)
+        await asyncio.wait([task], timeout=_STEP_OF_LEAVING_S)
+        return False
+    if task.cancelled():
+        return False
+    if (error := task.exception()) is not None:
+        log.warning("leaving the group", error=describe(error))
+        return False
+    return True
