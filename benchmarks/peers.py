@@ -112,7 +112,7 @@ def running(name: str, case: Case, where: Where, *, profile: Path | None = None)
             config.write_text(yaml.safe_dump(_settings(case, where, home, port)))
             command = ["-m", "worker", "run", "--config", str(config)]
             if profile is not None:
-                command = ["-m", "cProfile", "-o", str(profile), *command]
+                command = ["-m", "benchmarks.sampled", str(profile), *command[2:]]
         else:
             command = ["-m", _MODULES[name], _spec(case, where).to_json()]
         with log.open("wb") as stream:

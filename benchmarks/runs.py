@@ -84,7 +84,7 @@ class Runs:
                 self.aged.append(aged)
 
     def profile(self, folder: Path) -> tuple[Drained, Path, Path]:
-        """Drain with Darkroom's loop under cProfile, then profile a lane offline."""
+        """Drain with the worker's main thread sampled, then profile a lane offline."""
         worker, lane = folder / "worker.prof", folder / "lane.prof"
         slow = drain(self.bench, DARKROOM, seconds=self.effort.seconds, profile=worker)
         run_offline(self.bench.case, self._pictures, self.effort.offline_s, profile=lane)

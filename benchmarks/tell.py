@@ -11,7 +11,7 @@ from benchmarks.peers import AIOKAFKA, CONFLUENT, DARKROOM, NAIVE
 from benchmarks.ratios import Spread, beside, spread
 from benchmarks.report import Figure, Report
 from benchmarks.runs import Runs
-from benchmarks.where_time_goes import functions, next_step, split, stages
+from benchmarks.where_time_goes import functions, next_step, sampled, split, stages
 from worker.inference.budget import cores
 
 OFFLINE = "the offline limit"
@@ -149,10 +149,11 @@ def profile(runs: Runs, report: Report) -> None:
     """Tell the functions that cost most, on the worker's loop and in a lane."""
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
         slow, worker, lane = runs.profile(Path(folder))
-        report.say(f"\nfunctions; under cProfile Darkroom drains {slow.rate:,.0f}/s")
-        for title, path in (("the worker's loop", worker), ("a lane, offline", lane)):
-            rows = [
-                (name, f"{own:.1%}", f"{whole:.1%}", calls)
-                for name, own, whole, calls in functions(path)
-            ]
-            report.table((title, "itself", "with calls", "calls"), rows)
+        report.say(f"\nfunctions (sampled, Darkroom drains {slow.rate:,.0f}/s)")
+        found = {
+            "the worker's main thread, by CPU time": sampled(worker),
+            "a lane offline, by cProfile": functions(lane),
+        }
+        for title, shares in found.items():
+            rows = [(name, f"{own:.1%}", f"{whole:.1%}") for name, own, whole in shares]
+            report.table((title, "itself", "with calls"), rows)

@@ -1,5 +1,6 @@
 """Where Darkroom's time goes: CPU by process beside the offline limit, stages, functions."""
 
+import json
 import pstats
 import re
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from benchmarks.drain import Drained
 
 _SAMPLE = re.compile(r"^(darkroom_\w+?)_(sum|count)(?:\{stop=\"(\w+)\"\})? (\S+)$", re.MULTILINE)
 _FUNCTIONS = 18
+_LIFE = ("worker.pipeline", "worker.kafka", "worker.inference", "worker.protocol", "worker.models")
+"""Modules that every record passes on the worker's loop."""
 
 
 class Split(NamedTuple):
@@ -75,15 +78,27 @@ def stages(metrics: str) -> list[tuple[str, float, int]]:
     ]
 
 
-def functions(profile: Path) -> list[tuple[str, float, float, int]]:
-    """Return (function, share of the time in itself, share with what it calls, calls)."""
+def functions(profile: Path) -> list[tuple[str, float, float]]:
+    """Read a profile of cProfile: (function, share of the time in itself, with what it calls)."""
     stats: Any = pstats.Stats(str(profile))
     total = stats.total_tt or 1.0
     rows = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:_FUNCTIONS]
-    return [
-        (_name(*where), own / total, whole / total, calls)
-        for where, (_, calls, own, whole, _) in rows
-    ]
+    return [(_name(*where), own / total, whole / total) for where, (_, _, own, whole, _) in rows]
+
+
+def sampled(samples: Path) -> list[tuple[str, float, float]]:
+    """Read what `benchmarks.sampled` wrote, the same way: costly by itself, or with its calls."""
+    said = json.loads(samples.read_text())
+    total = said["samples"] or 1
+    itself, whole = (
+        {name: count / total for name, count in said[kind].items()}
+        for kind in ("itself", "with_calls")
+    )
+    by_self = sorted(itself, key=lambda name: -itself[name])[:_FUNCTIONS]
+    ours = (name for name in whole if name.startswith(_LIFE))
+    by_whole = sorted(ours, key=lambda name: -whole[name])[:_FUNCTIONS]
+    names = dict.fromkeys([*by_self, *by_whole])
+    return [(name, itself.get(name, 0.0), whole[name]) for name in names]
 
 
 def _name(file: str, line: int, function: str) -> str:
