@@ -17,6 +17,8 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
 
 from tests.contract.oracle import problems
 from worker.local.spec import Topic
@@ -151,6 +153,16 @@ class Feed:
             on_delivery=delivered,
         )
         self._producer.poll(0)
+
+    def add_partitions(self, count: int) -> None:
+        """Let the input topic have so many partitions from now on; they can be sent to then."""
+        name = self._topics.input
+        admin = AdminClient({"bootstrap.servers": self._topics.bootstrap, "log_level": 0})
+        admin.create_partitions([NewPartitions(name, count)])[name].result(ANSWER_S)
+        end_s = time.monotonic() + ANSWER_S
+        while len(self._producer.list_topics(name, ANSWER_S).topics[name].partitions) < count:
+            assert time.monotonic() < end_s, f"{name} does not have {count} partitions"
+            time.sleep(PAUSE_S)
 
     def flush(self) -> None:
         assert self._producer.flush(READ_S) == 0, "records are not acknowledged"

@@ -62,6 +62,35 @@ def test_nothing_is_lost_while_an_engine_a_worker_and_the_broker_are_killed_and_
     account(topics, traffic.feed.sent, doomed=traffic.doomed, repeats_max=3 * IN_FLIGHT)
 
 
+@pytest.mark.long
+def test_workers_that_come_and_go_under_load_lose_nothing_though_partitions_are_added(
+    kafka: Stack, unique: str, crew: Crew
+) -> None:
+    topics = make_topics(kafka, unique)
+    traffic = Traffic(topics, crew)
+    here = [crew.start(topics, SETTINGS)]
+    deaths = 0
+    for round_number in range(8):
+        here.append(crew.start(topics, SETTINGS))
+        traffic.until(lambda: len(traffic.tail.workers) >= round_number + 2, "its results")  # noqa: B023 - is called in this round
+        leaving = here.pop(0)
+        if round_number % 2:
+            leaving.kill()
+            deaths += 1
+        else:
+            leaving.terminate()
+            traffic.all_partitions_move()
+            assert leaving.wait() == 0
+        if round_number == 4:
+            traffic.feed.add_partitions(8)
+            traffic.partitions = 8
+    traffic.all_partitions_move()
+    traffic.finish()
+    assert here[0].stop() == 0
+    account(topics, traffic.feed.sent, doomed=traffic.doomed, repeats_max=deaths * IN_FLIGHT)
+    traffic.close()
+
+
 def kill_engine(worker: Worker) -> None:
     engine = worker.engine
     assert engine is not None

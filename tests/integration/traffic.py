@@ -19,6 +19,7 @@ class Traffic:
 
     def __init__(self, topics: Topics, crew: Crew) -> None:
         self.topics = topics
+        self.partitions = topics.partitions
         self._crew = crew
         self.feed = Feed(topics)
         self.tail = Tail(topics)
@@ -54,7 +55,7 @@ class Traffic:
             value, self.doomed[key] = b"this is no picture", "image.type"
         elif number % 97 == 50:
             value, self.doomed[key] = HALF, "image.corrupt"
-        self.feed.send(key, value, partition=number % self.topics.partitions)
+        self.feed.send(key, value, partition=number % self.partitions)
 
     def finish(self, records: int = 0) -> None:
         """Send what is missing to this number, and wait for the last result."""
