@@ -281,17 +281,31 @@ def account(
     by_id = _in_the_topic(topics, sent)
     outputs = read_all(topics, topics.output)
     letters = read_all(topics, topics.dead)
+    repeats = hold(by_id, outputs, letters, doomed=doomed, repeats_max=repeats_max)
     results = [published.json for published in outputs]
-    _nothing_lost(by_id, results)
-    repeats = _repeats_agree(results)
-    assert repeats <= repeats_max, f"{repeats} repeats, at most {repeats_max} are in flight"
-    _in_order(outputs)
-    _statuses(by_id, results, doomed)
-    _letters(by_id, letters, doomed, repeats_max)
     for result in (*results[:SCHEMA_SAMPLE], *(r for r in results if r["status"] != "ok")):
         assert not problems("result", result), (problems("result", result), result)
     wait_committed(topics)
     return Account(results, letters, repeats)
+
+
+def hold(
+    by_id: Mapping[str, Published],
+    outputs: Sequence[Published],
+    letters: Sequence[Published],
+    *,
+    doomed: Mapping[bytes, str],
+    repeats_max: int,
+) -> int:
+    """Hold what was published (L1 to L3) to the records, by id; return how many came again."""
+    results = [published.json for published in outputs]
+    _nothing_lost(by_id, results)
+    repeats = _repeats_agree(results)
+    assert repeats <= repeats_max, f"{repeats} repeats, at most {repeats_max} were in flight"
+    _in_order(outputs)
+    _statuses(by_id, results, doomed)
+    _letters(by_id, letters, doomed, repeats_max)
+    return repeats
 
 
 def _in_the_topic(topics: Topics, sent: Iterable[Sent]) -> dict[str, Published]:
