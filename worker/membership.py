@@ -41,7 +41,8 @@ class Membership:
         self._joining_since_s: float | None = None
         self._lag_at_s = 0.0
         self._shown: frozenset[Partition] = frozenset()
-        self._seen: dict[Partition, tuple[int, float]] = {}
+        self._seen: dict[Partition, tuple[tuple[int, int], float]] = {}
+        """Partition -> ((epoch, position), when it last moved or had a reason not to)."""
 
     async def run(self) -> None:
         """Look for ever."""
@@ -118,9 +119,10 @@ class Membership:
             self._metrics.consumer_lag.labels(partition.topic, str(partition.partition)).set(lag)
 
     def _stuck(self, partition: Partition, position: int, end: int, now_s: float) -> bool:
-        at, since_s = self._seen.get(partition, (-1, now_s))
-        if at != position or position >= end or not self._owned.bound.room:
-            self._seen[partition] = (position, now_s)
+        at = (self._consumer.epoch, position)
+        before, since_s = self._seen.get(partition, (None, now_s))
+        if at != before or position >= end or not self._owned.bound.room:
+            self._seen[partition] = (at, now_s)
             return False
         return now_s - since_s > _STUCK_S
 
