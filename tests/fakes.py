@@ -46,6 +46,7 @@ class FakeConsumer:
         self.next: dict[Partition, int] = {}
         self.commits: list[dict[Partition, int]] = []
         self.calls: list[str] = []
+        self.polls = 0
         self.refused = False
         """Answer the next commits with: not yours any more."""
         self.unavailable = 0
@@ -53,6 +54,7 @@ class FakeConsumer:
         self.hanging: asyncio.Event | None = None
         """Commits wait for it."""
         self.join_error: Exception | None = None
+        self.ends_error: Exception | None = None
         self._ownership: Ownership | None = None
 
     async def join(self, ownership: Ownership) -> None:
@@ -77,6 +79,7 @@ class FakeConsumer:
         self.calls.append(f"rebuild: {why}")
 
     async def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+        self.polls += 1
         records: list[Record] = []
         for partition, log in self.broker.log.items() if self.joined else ():
             at = self.next[partition]
@@ -110,6 +113,8 @@ class FakeConsumer:
         return {p: self.next[p] for p in partitions if p in self.next}
 
     async def ends(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
+        if self.ends_error is not None:
+            raise self.ends_error
         return {p: (self.next[p], len(self.broker.log[p])) for p in partitions}
 
 
