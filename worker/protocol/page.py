@@ -86,14 +86,15 @@ class Page:
         os.close(self.descriptor)
 
     def _slot(self, at: int) -> Progress:
-        head = self._memory[at : at + _HEAD.size]
-        while head != (again := self._memory[at : at + _HEAD.size]):
-            head = again  # its lane was writing meanwhile
-        phase, count, since_ns = _HEAD.unpack(head)
-        if phase == Phase.IDLE:
-            return _NOTHING
-        ids = struct.unpack_from(f"<{min(count, self._max_ids)}Q", self._memory, at + _HEAD.size)
-        return Progress(Phase(phase), since_ns / 1e9, ids)
+        """Read a slot again and again until its lane did not write meanwhile."""
+        ids_at, after = at + _HEAD.size, self._memory[at : at + _HEAD.size]
+        while True:
+            before = after
+            phase, count, since_ns = _HEAD.unpack(before)
+            ids = struct.unpack_from(f"<{min(count, self._max_ids)}Q", self._memory, ids_at)
+            after = self._memory[at:ids_at]
+            if before == after:
+                return Progress(Phase(phase), since_ns / 1e9, ids) if phase else _NOTHING
 
 
 def _size(lanes: int, max_ids: int) -> int:
