@@ -36,6 +36,7 @@ class ModelError(DarkroomError):
     def __init__(self, message: str, *, file: str | None = None, field: str | None = None) -> None:
         where = ": ".join(part for part in (file, field) if part)
         super().__init__(f"{where}: {message}" if where else message)
+        self.message = message
         self.file = file
         self.field = field
 

@@ -113,14 +113,17 @@ def test_a_model_that_must_not_be_served_is_refused_and_the_engine_ends(
     assert answer.kind == "model"
     assert answer.file is not None
     assert answer.file.endswith("manifest.yaml")
+    assert answer.file not in answer.message
     assert engine.channel.receive() is None
     assert engine.ended() == 0
 
 
-def test_a_device_that_is_required_and_absent_is_refused(engine: Engine, asked: Load) -> None:
+def test_a_session_option_that_there_is_not_is_the_fault_of_the_settings(
+    engine: Engine, asked: Load
+) -> None:
     answer = engine.load(asked._replace(session={"intra_op_threads": "4"}))
     assert isinstance(answer, LoadFailed)
-    assert answer.kind == "device"
+    assert answer.kind == "settings"
     assert answer.message.startswith("engine.session.intra_op_threads: not an option")
 
 

@@ -17,7 +17,7 @@ from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
 from worker.engine.rows import Rows
-from worker.errors import ChannelError, DeviceError, ModelError
+from worker.errors import ChannelError, DeviceError, ModelError, SettingsError
 from worker.protocol.channel import Channel
 from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Bye, Load, LoadFailed, Row, SetLimits, Stopped, Submit
@@ -58,11 +58,8 @@ def _serve(channel: Channel, page: Page, on_gone: Callable[[], None] | None) -> 
     started_s = time.monotonic()
     try:
         model = load_model(load)
-    except ModelError as error:
-        channel.send(LoadFailed("model", str(error), error.file, error.field))
-        return Ending.REFUSED
-    except DeviceError as error:
-        channel.send(LoadFailed("device", str(error), None, None))
+    except (ModelError, DeviceError, SettingsError, OSError) as error:
+        channel.send(_refusal(error, load))
         return Ending.REFUSED
     channel.send(loaded(model, load.limits, load_ms=(time.monotonic() - started_s) * 1e3))
     host = _Host(channel, page, model, load)
@@ -71,6 +68,18 @@ def _serve(channel: Channel, page: Page, on_gone: Callable[[], None] | None) -> 
         return host.receive(on_gone)
     finally:
         host.abandon()
+
+
+def _refusal(error: Exception, load: Load) -> LoadFailed:
+    match error:
+        case ModelError(message=message, file=file, field=field):
+            return LoadFailed("model", message, file, field)
+        case OSError():
+            return LoadFailed("model", f"cannot be read: {error}", load.folder, None)
+        case SettingsError():
+            return LoadFailed("settings", str(error), None, None)
+        case _:
+            return LoadFailed("device", str(error), None, None)
 
 
 class _Host:

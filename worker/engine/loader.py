@@ -34,7 +34,8 @@ _SAME = 1e-3
 def load_model(load: Load) -> Model:
     """Load, prove and warm a version.
 
-    Raises ModelError (the version is at fault) or DeviceError (the device or an option is).
+    Raises ModelError (the version is at fault), DeviceError, SettingsError (a session option), or
+    OSError (a file of the version cannot be read now).
     """
     prepare_process()
     folder = Path(load.folder)
@@ -105,8 +106,7 @@ def _prepare(manifest: Manifest, agreement: Agreement, file: str) -> Callable[[A
             field=f"inputs.{name}.preprocess",
         )
     except ModelError as error:
-        message = str(error).removeprefix(f"{error.field}: ")
-        raise ModelError(message, file=file, field=error.field) from None
+        raise ModelError(error.message, file=file, field=error.field) from None
 
 
 def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:

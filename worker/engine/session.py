@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from worker.engine.contract import Signature, Tensor
 from worker.engine.devices import cpu_name, cuda_problem
 from worker.engine.providers import CPU, Choice, choices
-from worker.errors import DeviceError, ModelError
+from worker.errors import DeviceError, ModelError, SettingsError
 from worker.types import EngineStamp
 
 Array = NDArray[Any]
@@ -113,21 +113,21 @@ class Session:
 def open_session(path: Path, *, policy: str, options: Mapping[str, str]) -> Session:
     """Open the model by its path (bytes would resolve external data against the working folder).
 
-    Raises DeviceError (the policy or an option cannot be met) or ModelError (the file).
+    Raises DeviceError (the policy cannot be met), SettingsError (options) or ModelError (the file).
     """
     settings = _session_options(options)
     tried = choices(policy, available=ort.get_available_providers(), cuda_problem=cuda_problem)
     refused: DeviceError | None = None
     for choice in tried:
         try:
-            return Session(_open(path, choice, settings), choice)
+            return _open(path, choice, settings)
         except DeviceError as error:
             refused = error
     assert refused is not None
     raise refused
 
 
-def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> ort.InferenceSession:
+def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> Session:
     try:
         session = ort.InferenceSession(
             str(path),
@@ -136,6 +136,7 @@ def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> ort.Infer
             enable_fallback=0,
             read_config_from_model=0,
         )
+        opened = Session(session, choice)
     except _MODEL_ERRORS as error:
         raise ModelError(_sentence(error), file=str(path)) from None
     except _OPEN_ERRORS as error:
@@ -145,12 +146,13 @@ def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> ort.Infer
     session.disable_fallback()
     if (used := session.get_providers()[0]) != choice.provider:
         raise DeviceError(f"{choice.provider} was asked for and ONNX Runtime took {used}")
-    return session
+    return opened
 
 
 def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
-    """Return the options; DeviceError names the setting that is not known or has a bad value."""
+    """Return the options. Raises one SettingsError for all that are not known or cannot be set."""
     settings = ort.SessionOptions()
+    problems = []
     for name, value in {**_DEFAULTS, **options}.items():
         if name in _ENTRIES:
             settings.add_session_config_entry(name, value)
@@ -158,10 +160,12 @@ def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
             try:
                 setattr(settings, name, _ATTRIBUTES[name](value))
             except (KeyError, ValueError, TypeError):
-                raise DeviceError(f"engine.session.{name}: cannot be {value!r}") from None
+                problems.append(f"engine.session.{name}: cannot be {value!r}")
         else:
             known = ", ".join(sorted({*_ENTRIES, *_ATTRIBUTES}))
-            raise DeviceError(f"engine.session.{name}: not an option; those known are {known}")
+            problems.append(f"engine.session.{name}: not an option; those known are {known}")
+    if problems:
+        raise SettingsError("\n".join(problems))
     return settings
 
 

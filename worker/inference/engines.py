@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from worker.errors import ChannelError, DeviceError, EngineFault, ModelError
+from worker.errors import ChannelError, DeviceError, EngineFault, ModelError, SettingsError
 from worker.inference.process import EngineEnd, Peer, Spawn
 from worker.protocol.channel import AsyncChannel, socket_pair
 from worker.protocol.messages import (
@@ -55,8 +55,9 @@ class Engine:
     async def start(cls, spec: EngineSpec, spawn: Spawn) -> Self:
         """Start an engine and load its version.
 
-        Raises ModelError or DeviceError as the engine reports, EngineFault when it dies or hangs
-        while it loads, OSError when no process can be started. Nothing is left behind.
+        Raises ModelError, DeviceError or SettingsError as the engine reports, EngineFault when it
+        dies or hangs while it loads, OSError when no process can be started. Nothing is left
+        behind.
         """
         ours, theirs = socket_pair()
         channel = await AsyncChannel.open(ours)
@@ -135,6 +136,8 @@ def _loaded(answer: Message | None) -> Loaded:
             return answer
         case LoadFailed("device", message):
             raise DeviceError(message)
+        case LoadFailed("settings", message):
+            raise SettingsError(message)
         case LoadFailed(_, message, file, field):
             raise ModelError(message, file=file, field=field)
         case None:

@@ -131,7 +131,8 @@ class Supervisor:
     async def start(self) -> None:
         """Load the version for the first time and begin to serve.
 
-        Raises ModelError, DeviceError, EngineFault or OSError: the version cannot be served.
+        Raises ModelError, DeviceError, SettingsError, EngineFault or OSError: the version cannot be
+        served.
         """
         engine = await self._load()
         self._begin(engine)

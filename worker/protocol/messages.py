@@ -60,8 +60,9 @@ class LoadFailed(NamedTuple):
     """The version must not be served."""
 
     kind: str
-    """`model` (the version is at fault) or `device` (the device is)."""
+    """Who is at fault: `model` (the version), `device`, or `settings` (a session option)."""
     message: str
+    """Without file and field, which stand beside it."""
     file: str | None
     field: str | None
 

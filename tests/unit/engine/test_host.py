@@ -9,7 +9,7 @@ from worker.engine.host import Ending, serve
 from worker.engine.model import Model
 from worker.errors import ChannelError
 from worker.protocol.channel import Channel, socket_pair
-from worker.protocol.messages import Bye, Loaded, Message, Row, Stopped, Submit
+from worker.protocol.messages import Bye, Loaded, LoadFailed, Message, Row, Stopped, Submit
 from worker.protocol.page import Page
 
 
@@ -29,6 +29,25 @@ def test_a_lane_that_breaks_takes_its_engine_with_it(
         assert worker.receive() is None
         assert isinstance(ended.exception(DEADLINE_S), AttributeError)
     worker.close()
+    page.close()
+
+
+def test_a_file_that_cannot_be_read_while_loading_is_told_and_is_no_quiet_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Path) -> tuple[str, ...]:
+        raise OSError(5, "Input/output error", "labels.txt")
+
+    monkeypatch.setattr("worker.engine.loader.read_labels", fails)
+    asked = load(tmp_path / "1", graphs.version(tmp_path / "1"))
+    page, (ours, theirs) = Page.make(lanes=2, max_ids=4), socket_pair()
+    ours.settimeout(DEADLINE_S)
+    Channel(ours).send(asked)
+    assert serve(theirs, page) is Ending.REFUSED
+    answer = Channel(ours).receive()
+    assert isinstance(answer, LoadFailed)
+    assert "labels.txt" in answer.message
+    ours.close()
     page.close()
 
 

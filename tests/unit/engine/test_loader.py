@@ -13,7 +13,7 @@ from worker.engine.devices import cuda_problem
 from worker.engine.loader import load_model, loaded
 from worker.engine.model import Model
 from worker.engine.providers import CUDA
-from worker.errors import DeviceError, ModelError
+from worker.errors import DeviceError, ModelError, SettingsError
 from worker.types import Limits
 
 
@@ -196,6 +196,14 @@ def test_a_file_that_is_no_graph_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def test_a_graph_whose_metadata_is_no_text_is_refused_by_its_file(tmp_path: Path) -> None:
+    graph = graphs.brightness()
+    graph.metadata_props.add(key="author", value="????")
+    sha256 = graphs.version(tmp_path / "1", graph.SerializeToString().replace(b"????", b"\xff" * 4))
+    with pytest.raises(ModelError, match=r"model\.onnx: .*utf-8"):
+        load_model(load(tmp_path / "1", sha256))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -206,13 +214,14 @@ def test_a_file_that_is_no_graph_is_one_sentence(tmp_path: Path) -> None:
         ),
         ({"execution_mode": "FAST"}, r"engine\.session\.execution_mode: cannot be 'FAST'"),
         ({"optimized_model_filepath": "/tmp/x"}, "optimized_model_filepath: not an option"),
+        ({"a": "1", "execution_mode": "b"}, r"session\.a: not an option.*\n.*mode: cannot be 'b'"),
     ],
 )
 def test_a_session_option_that_cannot_be_met_is_refused_by_name(
     tmp_path: Path, options: dict[str, str], message: str
 ) -> None:
     sha256 = graphs.version(tmp_path / "1")
-    with pytest.raises(DeviceError, match=message):
+    with pytest.raises(SettingsError, match=message):
         load_model(load(tmp_path / "1", sha256, session=options))
 
 

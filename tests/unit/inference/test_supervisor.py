@@ -16,7 +16,7 @@ from tests.unit.inference.scripted import (
     serves,
     submits,
 )
-from worker.errors import ChannelError, DeviceError, EngineFault, ModelError
+from worker.errors import ChannelError, DeviceError, EngineFault, ModelError, SettingsError
 from worker.inference.engines import EngineSpec
 from worker.inference.process import EngineEnd, Peer
 from worker.inference.supervisor import Backoff, Supervisor
@@ -93,6 +93,7 @@ async def test_a_started_version_is_ready_and_serves() -> None:
             r"manifest\.yaml: golden\[0\]: golden\.png says cat",
         ),
         (LoadFailed("device", "no CUDA", None, None), DeviceError, "no CUDA"),
+        (LoadFailed("settings", "no option", None, None), SettingsError, "no option"),
         (Stopped(), ChannelError, "Stopped in answer to Load"),
         (None, EngineFault, "died while it loaded: the script ended"),
     ],
