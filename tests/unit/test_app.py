@@ -1,0 +1,148 @@
+"""A whole worker in this process: how it starts, what ends it, and its exit codes."""
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import eventually
+from tests.ledger import Feed, Topics, account, make_topics
+from worker.app import NOT_DRAINED, Worker, _signals
+from worker.config import Settings
+from worker.demo.pictures import pictures
+from worker.errors import BrokerRefused, ModelError
+from worker.local.stack import Stack
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def _collector_as_before() -> Iterator[None]:
+    threshold = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+def settings(tmp_path: Path, kafka: dict[str, Any], **more: Any) -> Settings:
+    return Settings.model_validate(
+        {
+            "kafka": kafka,
+            "http": {"port": 0},
+            "data_dir": tmp_path,
+            "engine": {"policy": "cpu", "lanes": 1},
+            "shutdown": {"drain_deadline_s": 5},
+            **more,
+        }
+    )
+
+
+def kafka_of(topics: Topics) -> dict[str, Any]:
+    return {
+        "bootstrap_servers": topics.bootstrap,
+        "group_id": topics.group,
+        "input_topics": [topics.input],
+        "output_topic": topics.output,
+        "dead_letter_topic": topics.dead,
+        "session_timeout_ms": 2000,
+    }
+
+
+@pytest.mark.kafka
+async def test_a_worker_serves_what_there_is_and_ends_when_idle(
+    kafka: Stack, unique: str, tmp_path: Path
+) -> None:
+    topics = make_topics(kafka, unique, partitions=2)
+    feed = Feed(topics)
+    for number, picture in enumerate(pictures()[:40]):
+        feed.send(b"%d" % number, picture.png, partition=number % 2)
+    feed.send(b"bad", b"no picture")
+    feed.flush()
+    worker = Worker(settings(tmp_path, kafka_of(topics)))
+    async with asyncio.timeout(60):
+        assert await worker.run(until_idle_s=0.5) == 0
+    assert worker._metrics.in_flight_records._value.get() == 0
+    done = await asyncio.to_thread(account, topics, feed.sent, doomed={b"bad": "image.type"})
+    assert len(done.results) == 41
+
+
+@pytest.mark.kafka
+async def test_a_signal_drains_a_worker_that_serves(
+    kafka: Stack, unique: str, tmp_path: Path
+) -> None:
+    topics = make_topics(kafka, unique, partitions=1)
+    worker = Worker(settings(tmp_path, kafka_of(topics)))
+    running = asyncio.create_task(worker.run())
+    await eventually(lambda: worker._state.is_ready, 60)
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(30):
+        assert await running == 0
+    assert "worker" in worker._state.unready_because
+
+
+@pytest.mark.kafka
+async def test_a_topic_that_is_absent_ends_the_worker_with_5(
+    kafka: Stack, unique: str, tmp_path: Path
+) -> None:
+    topics = make_topics(kafka, unique)._replace(output=f"{unique}.absent")
+    with pytest.raises(BrokerRefused, match="absent") as refused:
+        await Worker(settings(tmp_path, kafka_of(topics))).run()
+    assert refused.value.exit_code == 5
+
+
+async def test_a_model_that_is_absent_ends_the_worker_with_3_before_kafka_is_asked(
+    tmp_path: Path,
+) -> None:
+    broken = settings(
+        tmp_path,
+        {"bootstrap_servers": NOBODY},
+        models={"default": "digits", "active": {"digits": "99"}},
+    )
+    with pytest.raises(ModelError, match="99") as refused:
+        async with asyncio.timeout(30):
+            await Worker(broken).run()
+    assert refused.value.exit_code == 3
+
+
+async def test_a_worker_without_brokers_is_alive_unready_and_ends_when_told(
+    tmp_path: Path,
+) -> None:
+    worker = Worker(settings(tmp_path, {"bootstrap_servers": NOBODY}))
+    running = asyncio.create_task(worker.run())
+    await eventually(lambda: "kafka" in worker._state.unready_because, 60)
+    assert NOBODY in worker._state.unready_because["kafka"]
+    assert worker._state.dead_because == {}
+    assert "models" not in worker._state.unready_because, "they are warm before Kafka is asked"
+    os.kill(os.getpid(), signal.SIGINT)
+    async with asyncio.timeout(30):
+        assert await running == 0
+
+
+async def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    stop = asyncio.Event()
+    with _signals(stop, deadline_s=60.0):
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await stop.wait()
+        assert codes == []
+        os.kill(os.getpid(), signal.SIGINT)
+        await eventually(lambda: codes == [NOT_DRAINED])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+async def test_a_drain_that_hangs_is_ended_by_a_timer_and_not_after_the_worker_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr("worker.app._EXIT_SLACK_S", 0.0)
+    with _signals(asyncio.Event(), deadline_s=0.05):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(lambda: codes == [NOT_DRAINED])
