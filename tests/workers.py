@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.ledger import Topics
+from tests.broker import Topics
 
 READY_S = 60.0
 EXIT_S = 40.0

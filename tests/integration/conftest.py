@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker import Topics, make_topics
 from tests.conftest import missing
-from tests.ledger import Topics, make_topics
 from tests.workers import Crew, crew_in
 from worker.local.spec import MissingPart, StackSpec
 from worker.local.stack import Stack, running

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.broker import Feed, Headers, Published, Topics, make_topics, read_all
 from tests.contract.oracle import problems
 from tests.integration.pictures import HTML, digit, png, with_chunk, zeros
 from tests.integration.traffic import wait_served
-from tests.ledger import Feed, Headers, Published, Topics, make_topics, read_all
 from tests.unit.vision.pictures import animated, corners, exif_segment, flat_jpeg, jpeg_with
 from tests.workers import Crew, crew_in, peak_kb
 from worker.local.stack import Stack

@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.broker import Topics, read_all
 from tests.integration.traffic import send_digits, wait_served
-from tests.ledger import Topics, account, read_all
+from tests.ledger import account
 from tests.workers import Crew
 
 pytestmark = pytest.mark.kafka

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.broker import Feed, Headers, make_topics, read_all
 from tests.contract.test_engine_assets import PEAK_BYTES, SQUEEZENET, mnist, squeezenet
 from tests.integration.traffic import wait_served
-from tests.ledger import Feed, Headers, make_topics, read_all
 from tests.workers import Crew, crew_in, peak_kb
 from worker.local.stack import Stack
 

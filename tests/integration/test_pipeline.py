@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.broker import make_topics
 from tests.integration.traffic import RECORDS, Traffic
-from tests.ledger import account, make_topics
+from tests.ledger import account
 from tests.workers import Belongings, Crew, Worker
 from worker.local.stack import Stack
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker import Topics, make_topics
 from tests.integration.traffic import Traffic, send_digits, wait_served
-from tests.ledger import Topics, account, make_topics
+from tests.ledger import account
 from tests.unit.engine.graphs import manifest, version
 from tests.workers import Crew
 from worker.local.spec import Topic

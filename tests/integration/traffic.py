@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
+from tests.broker import Feed, Tail, Topics, wait_committed
 from tests.integration.pictures import digit, large, with_chunk
-from tests.ledger import Feed, Tail, Topics, wait_committed
 from tests.workers import Crew
 
 RECORDS = 3000

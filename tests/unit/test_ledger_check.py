@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
-from tests.ledger import Published, hold
+from tests.broker import Published
+from tests.ledger import hold
 
 PARTITIONS = 2
 DOOMED = {b"3": "image.type"}
