@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.util import calc_crc32c_py
 from aiokafka.structs import TopicPartition
@@ -14,6 +15,7 @@ from confluent_kafka import Producer
 
 from tests.fakes import eventually
 from worker.config import KafkaSettings
+from worker.errors import BrokerRefused
 from worker.kafka.codecs import cap_decompression
 from worker.kafka.consumer import Consumer
 from worker.local.spec import Topic
@@ -387,3 +389,29 @@ async def test_what_was_fetched_before_we_were_told_of_an_assignment_is_put_back
     await member.until(8)
     assert set(put_back) == {2}
     assert member.offsets == [0, 1, 2, 3, 4, 2, 3, 4]
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["at the start", "later"])
+async def test_brokers_that_refuse_us_end_the_worker_only_before_they_ever_served_us(
+    settings: KafkaSettings,
+    member: Member,
+    served: bool,  # noqa: FBT001 - a table
+) -> None:
+    await member.join(2)
+    if served:
+        produce(settings, b"x")
+        await member.until(1)
+    member.polling.cancel()
+    await asyncio.wait([member.polling])
+    client = member.consumer._consumer
+    assert client is not None
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise kafka_errors.GroupAuthorizationFailedError(settings.group_id)
+
+    client.getmany = refuse
+    if served:
+        assert await member.consumer.poll(max_records=1, timeout_s=0.01) == []
+    else:
+        with pytest.raises(BrokerRefused, match="GroupAuthorizationFailed"):
+            await member.consumer.poll(max_records=1, timeout_s=0.01)
