@@ -6,7 +6,7 @@ Pure; runs for every record, so what repeats (model, engine, headers) is built o
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from types import MappingProxyType
+from math import isfinite
 from typing import NamedTuple
 
 import orjson
@@ -21,6 +21,7 @@ from worker.types import (
     Predicted,
     Record,
     Request,
+    Skipped,
     Ticket,
     Timing,
 )
@@ -65,17 +66,82 @@ def encode_result(
 
     `ticket` is None for a record that was not routed; `now_ms` are epoch milliseconds.
     """
+    identity = result_id(request.record)
+    if isinstance(outcome, Predicted):
+        assert ticket is not None
+        value = _served(request, ticket, outcome, worker=worker, now_ms=now_ms)
+        ending = _served_headers(outcome.model)
+    else:
+        value, ending = _unserved(request, ticket, outcome, worker=worker, now_ms=now_ms)
+    return value, (_CONTENT_TYPE, (ID, identity.encode()), *ending, *request.trace)
+
+
+# Filled in by `%`, which takes a third of the time that a dictionary takes with `orjson.dumps`.
+_SERVED = (
+    b'{"schema":"darkroom.result.v1","status":"ok","id":"%b/%d/%d@%d","request_id":%b,"origin":%b,'
+    b'"source":{"topic":"%b","partition":%d,"offset":%d,"timestamp_ms":%d},"model":%b,'
+    b'"route":%b,"generation":%b,"image":{"width":%d,"height":%d},"predictions":%b,"engine":%b,'
+    b'"timing_ms":%b,'
+    b'"age_ms":%b,"worker":%b}'
+)
+
+
+def _served(
+    request: Request, ticket: Ticket, outcome: Predicted, *, worker: str, now_ms: int
+) -> bytes:
+    position, timestamp_ms = request.record.position, request.record.timestamp_ms
+    predictions, width_px, height_px, batch_size, timing, model, engine = outcome
+    topic = position.topic.encode()  # no character of a topic's name needs an escape
+    _, partition, offset = position
+    return _SERVED % (
+        topic,
+        partition,
+        offset,
+        timestamp_ms,
+        _json(request.request_id),
+        _json(request.origin),
+        topic,
+        partition,
+        offset,
+        timestamp_ms,
+        _model_json(model),
+        _kept_json(ticket.route),
+        _json(ticket.generation),
+        width_px,
+        height_px,
+        predictions,
+        _engine_json(engine, batch_size),
+        _timing_json(timing),
+        b"%d.0" % (now_ms - timestamp_ms) if timestamp_ms >= 0 else b"null",
+        _kept_json(worker),
+    )
+
+
+def _json(value: str | int | None) -> bytes:
+    return b"null" if value is None else orjson.dumps(value)
+
+
+_kept_json = lru_cache(maxsize=64)(_json)
+"""For what is the same in many results."""
+
+
+def _unserved(
+    request: Request,
+    ticket: Ticket | None,
+    outcome: Failed | Skipped,
+    *,
+    worker: str,
+    now_ms: int,
+) -> tuple[bytes, Headers]:
     record = request.record
     topic, partition, offset = record.position
     timestamp_ms = record.timestamp_ms
-    identity = result_id(record)
     ending = _ending(ticket, outcome)
-    served = outcome if isinstance(outcome, Predicted) else None
     result = {
         "schema": RESULT_SCHEMA,
         "status": ending.status,
         **ending.fault,
-        "id": identity,
+        "id": result_id(record),
         "request_id": request.request_id,
         "origin": request.origin,
         "source": {
@@ -87,29 +153,26 @@ def encode_result(
         "model": ending.model,
         "route": None if ticket is None else ticket.route,
         "generation": None if ticket is None else ticket.generation,
-        "image": served and {"width": served.width_px, "height": served.height_px},
-        "predictions": served and orjson.Fragment(served.predictions),
-        "engine": served and _engine_json(served.engine, served.batch_size),
-        "timing_ms": served and _timing_json(served.timing),
+        "image": None,
+        "predictions": None,
+        "engine": None,
+        "timing_ms": None,
         "age_ms": float(now_ms - timestamp_ms) if timestamp_ms >= 0 else None,
         "worker": worker,
     }
-    headers = (_CONTENT_TYPE, (ID, identity.encode()), *ending.headers, *request.trace)
-    return orjson.dumps(result), headers
+    return orjson.dumps(result), ending.headers
 
 
 class _Ending(NamedTuple):
-    """What a result says of how its record ended; equal for many records."""
+    """What a result says of how its record ended without being served."""
 
     status: str
     headers: Headers
-    model: orjson.Fragment | dict[str, str | None] | None
-    fault: Mapping[str, str] = MappingProxyType({})
+    model: dict[str, str | None] | None
+    fault: Mapping[str, str]
 
 
-def _ending(ticket: Ticket | None, outcome: Outcome) -> _Ending:
-    if isinstance(outcome, Predicted):
-        return _served(outcome.model)
+def _ending(ticket: Ticket | None, outcome: Failed | Skipped) -> _Ending:
     status = "failed" if isinstance(outcome, Failed) else "skipped"
     fault = {"reason": outcome.reason.value, "message": plain_message(outcome.message)}
     if ticket is None:
@@ -120,9 +183,13 @@ def _ending(ticket: Ticket | None, outcome: Outcome) -> _Ending:
 
 
 @lru_cache(maxsize=64)
-def _served(model: ModelStamp) -> _Ending:
-    headers = _ending_headers("ok", model.name, model.version)
-    return _Ending("ok", headers, orjson.Fragment(orjson.dumps(model._asdict())))
+def _served_headers(model: ModelStamp) -> Headers:
+    return _ending_headers("ok", model.name, model.version)
+
+
+@lru_cache(maxsize=64)
+def _model_json(model: ModelStamp) -> bytes:
+    return orjson.dumps(model._asdict())
 
 
 def _ending_headers(status: str, model: str, version: str) -> Headers:
@@ -130,7 +197,7 @@ def _ending_headers(status: str, model: str, version: str) -> Headers:
 
 
 @lru_cache(maxsize=4096)
-def _engine_json(engine: EngineStamp, batch_size: int) -> orjson.Fragment:
+def _engine_json(engine: EngineStamp, batch_size: int) -> bytes:
     members = {
         "provider": engine.provider,
         "device": engine.device,
@@ -138,15 +205,18 @@ def _engine_json(engine: EngineStamp, batch_size: int) -> orjson.Fragment:
         "batch_size": batch_size,
         "fallback": engine.fallback,
     }
-    return orjson.Fragment(orjson.dumps(members))
+    return orjson.dumps(members)
 
 
-def _timing_json(timing: Timing) -> dict[str, float]:
-    wait, decode, preprocess, run, heads = timing
-    return {
-        "wait": round(wait, 3),
-        "decode": round(decode, 3),
-        "preprocess": round(preprocess, 3),
-        "run": round(run, 3),
-        "heads": round(heads, 3),
-    }
+_TIMING = b'{"wait":%.3f,"decode":%.3f,"preprocess":%.3f,"run":%.3f,"heads":%.3f}'
+
+
+def _timing_json(timing: Timing) -> bytes:
+    if isfinite(sum(timing)):
+        return _TIMING % timing
+    return orjson.dumps(
+        {
+            name: round(value, 3) if isfinite(value) else None
+            for name, value in timing._asdict().items()
+        }
+    )
