@@ -1,6 +1,7 @@
 """One engine: a started peer, its channel and its page, from the load of a model to its end."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -59,17 +60,17 @@ class Engine:
         dies or hangs while it loads, OSError when no process can be started. Nothing is left
         behind.
         """
-        ours, theirs = socket_pair()
-        channel = await AsyncChannel.open(ours)
-        page = Page.make(lanes=spec.load.lanes, max_ids=_MAX_IDS)
-        pixels = spec.load.limits.image_max_pixels
-        try:
-            peer = spawn(EngineEnd(theirs, page, spec.load.lanes, _MAX_IDS, pixels))
-        except BaseException:
-            theirs.close()
-            channel.close()
-            page.close()
-            raise
+        lanes, pixels = spec.load.lanes, spec.load.limits.image_max_pixels
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket_pair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            page = Page.make(lanes=lanes, max_ids=_MAX_IDS)
+            undo.callback(page.close)
+            channel = await AsyncChannel.open(ours)
+            undo.callback(channel.close)
+            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels))
+            undo.pop_all()
         try:
             channel.send(spec.load)
             async with asyncio.timeout(LOAD_DEADLINE_S):
@@ -151,8 +152,8 @@ async def _end(peer: Peer, channel: AsyncChannel, page: Page) -> str:
     channel.close()
     try:
         how = await peer.ended(_LAST_WORDS_S)
+        peer.kill()
+        return how or await peer.ended(_KILL_S) or "it could not be killed"
     finally:
         peer.kill()
-    how = how or await peer.ended(_KILL_S) or "it could not be killed"
-    page.close()
-    return how
+        page.close()

@@ -159,6 +159,8 @@ class Supervisor:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        # It may have been cancelled while it buried an engine, and so not have told of its end.
+        self._dispatcher.detach((), "it was stopped")
 
     async def _run(self, engine: Engine) -> None:
         while True:
@@ -238,8 +240,10 @@ class Supervisor:
                 return engine
 
     async def _load(self) -> Engine:
-        began_s = time.monotonic()
-        engine = await Engine.start(self._spec, self._spawn)
+        began_s, spec = time.monotonic(), self._spec
+        engine = await Engine.start(spec, self._spawn)
+        if self._spec != spec:
+            engine.set_limits(self._spec.load.limits)
         self._loaded = engine.loaded
         _log.info(
             "engine.loaded", model=str(self._spec.ref), pid=engine.pid,

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from worker.errors import ModelError
+from worker.errors import EngineFault, ModelError
 from worker.inference.budget import Budget
 from worker.inference.dispatcher import Dispatcher, Finished, Job, Observer, OnOutcomes
 from worker.inference.engines import EngineSpec
@@ -117,7 +117,7 @@ class Registry:
         """Start an engine for a version; it has proved itself and is warm when this returns.
 
         Raises ModelError (the version is at fault, or too many are loaded), DeviceError, or
-        EngineFault (its engine died or hung while loading).
+        EngineFault (its engine died or hung while loading, or no process can be had).
         """
         if ref in self._loaded:
             return
@@ -133,8 +133,14 @@ class Registry:
             numbers=self._numbers,
             defer=asyncio.get_running_loop().call_soon,
         )
+        options = self._options
         supervisor = Supervisor(self._spec(version), dispatcher, spawn=self._spawn)
-        await supervisor.start()
+        try:
+            await supervisor.start()
+        except OSError as error:
+            raise EngineFault(f"no engine of {ref} can be started: {error}") from error
+        if self._options != options:
+            supervisor.set_limits(self._options.limits)
         self._loaded[ref] = supervisor
 
     def activate(self, ref: ModelRef) -> None:

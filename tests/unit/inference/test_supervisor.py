@@ -1,7 +1,10 @@
 import asyncio
+import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import psutil
 import pytest
 
 from tests.unit.inference.jobs import REF, Ends, dispatcher, jobs
@@ -17,7 +20,7 @@ from tests.unit.inference.scripted import (
     submits,
 )
 from worker.errors import ChannelError, DeviceError, EngineFault, ModelError, SettingsError
-from worker.inference.engines import EngineSpec
+from worker.inference.engines import Engine, EngineSpec
 from worker.inference.process import EngineEnd, Peer
 from worker.inference.supervisor import Backoff, Supervisor
 from worker.protocol.channel import Channel
@@ -248,6 +251,57 @@ async def test_stopping_while_the_next_engine_loads_ends_that_engine() -> None:
         await until(lambda: stage.spawn.started == 2)
         await stage.supervisor.stop(0.02)
         assert not stage.supervisor.ready
+
+
+async def test_a_stop_while_an_engine_is_buried_leaves_its_records_where_they_are_seen() -> None:
+    buried = threading.Event()
+
+    def dies_slowly(channel: Channel, page: Page) -> None:
+        dies_of_first_row(channel, page)
+        channel.close()
+        buried.wait(10)
+
+    async with started(dies_slowly) as stage:
+        stage.work.submit(jobs(1, 2, 3))
+        await until(lambda: stage.supervisor.status.pid is None)
+        await stage.supervisor.stop(1.0)
+        assert stage.work.abandon() == 3
+        assert stage.ends.count() == {"model.version-unavailable": 3}
+        buried.set()
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_an_engine_whose_start_is_cancelled_leaves_nothing_open(steps: int) -> None:
+    before = psutil.Process().num_fds()
+    start = asyncio.create_task(Engine.start(EngineSpec(REF, LOAD, None), Spawner(serves)))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    start.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await start).destroy()
+    await until(lambda: psutil.Process().num_fds() == before)
+
+
+async def test_limits_that_change_while_an_engine_loads_reach_it() -> None:
+    loading, changed = threading.Event(), threading.Event()
+    seen: list[object] = []
+
+    def loads_slowly(channel: Channel, _: Page) -> None:
+        channel.receive()
+        loading.set()
+        changed.wait(10)
+        channel.send(LOADED)
+        seen.append(channel.receive())
+
+    stage = Stage(loads_slowly)
+    start = asyncio.create_task(stage.supervisor.start())
+    await until(loading.is_set)
+    stage.supervisor.set_limits(LIMITS._replace(max_size=2))
+    changed.set()
+    await start
+    await until(lambda: bool(seen))
+    assert seen == [SetLimits(LIMITS._replace(max_size=2))]
+    await stage.supervisor.stop(1.0)
 
 
 async def test_limits_reach_this_engine_and_those_that_follow() -> None:

@@ -9,15 +9,16 @@ from tests.unit.inference.jobs import Ends
 from tests.unit.inference.scripted import Script, Spawner, loads, outcomes, serves, submits
 from worker.control.messages import desired
 from worker.control.reconciler import Load, reconcile
-from worker.errors import ModelError
+from worker.errors import EngineFault, ModelError
 from worker.inference.budget import Budget
 from worker.inference.dispatcher import Job
+from worker.inference.process import EngineEnd, Peer
 from worker.models.manifest import Manifest
 from worker.models.registry import EngineOptions, Registry
 from worker.models.repository import Version
 from worker.protocol.channel import Channel
 from worker.protocol.messages import Load as LoadMessage
-from worker.protocol.messages import Submit
+from worker.protocol.messages import SetLimits, Submit
 from worker.protocol.page import Page
 from worker.types import Limits, ModelRef, Position, Predicted, Ticket
 
@@ -187,6 +188,39 @@ async def test_it_describes_every_version_that_it_has() -> None:
     assert (status.state, status.lanes, status.max_size, status.in_flight) == ("serving", 3, 4, 0)
     await models.close(5.0)
     assert models.describe() == {}
+
+
+async def test_limits_that_change_while_a_version_loads_reach_it() -> None:
+    told: list[object] = []
+    models = registry(Ends())
+
+    def loads_late(channel: Channel, _: Page) -> None:
+        loads(channel)
+        told.append(channel.receive())
+        list(submits(channel))
+
+    def spawn(end: EngineEnd) -> Peer:
+        models.set_limits(LIMITS._replace(max_size=2))
+        return Spawner(loads_late)(end)
+
+    models._spawn = spawn
+    await models.load(D1)
+    await until(lambda: bool(told))
+    assert told == [SetLimits(LIMITS._replace(max_size=2))]
+    await models.close(5.0)
+
+
+async def test_a_process_that_cannot_be_had_is_a_failure_of_that_model_alone() -> None:
+    models = registry(Ends())
+
+    def refuses(_: EngineEnd) -> Peer:
+        raise BlockingIOError(11, "fork: no more processes")
+
+    models._spawn = refuses
+    [failure] = await reconcile(desired({"digits": "1"}, "digits"), models)
+    assert isinstance(failure.error, EngineFault)
+    assert "no engine of digits/1 can be started" in str(failure.error)
+    await models.close(5.0)
 
 
 async def test_new_limits_reach_loaded_versions_and_those_loaded_later() -> None:
