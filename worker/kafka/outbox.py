@@ -42,12 +42,14 @@ class Outbox:
                 "outputs, send a smaller key or smaller trace headers, or raise that limit",
             )
             result = self._smallest(request, ticket, outcome, now_ms)
+        if isinstance(outcome, Predicted):
+            return result
         letter = None
         if isinstance(outcome, Failed):
             letter = encode_dead_letter(
                 record, outcome, worker=self._worker, max_bytes=self._facts.dead_letter_max_bytes
             )
-        if self._omit_failures and not isinstance(outcome, Predicted):
+        if self._omit_failures:
             return Outgoing(record.key, None, _NO_HEADERS, letter)
         return result._replace(dead_letter=letter)
 
