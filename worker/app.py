@@ -9,10 +9,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -50,6 +50,8 @@ _EXIT_SLACK_S = 15.0
 
 NOT_DRAINED = 7
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 
@@ -86,11 +88,10 @@ class Worker:
     async def _serve(self, until_idle_s: float | None) -> int:
         registry = self._registry()
         try:
-            await self._load_models(registry)
-            connected = await self._until_answered()
-            if connected is None:
+            prepared = await self._unless_stopped(self._prepared(registry))
+            if prepared is None:
                 return 0  # stopped before anything was taken in
-            facts, producer = connected
+            facts, producer = prepared
             return await self._consume(registry, facts, producer, until_idle_s=until_idle_s)
         finally:
             await registry.close(_ENGINES_DEADLINE_S)
@@ -262,9 +263,23 @@ class Worker:
         self._state.ready("models")
         self._state.ready("worker")
 
-    async def _until_answered(self) -> tuple[TopicFacts, Producer] | None:
-        """Ask for our topics and start a producer until brokers answer; None: stopped meanwhile."""
-        while not self._stop.is_set():
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do what may take long; None when a signal came first, then it is cancelled."""
+        task = asyncio.create_task(work, name="prepare")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            task.cancel()
+            stop.cancel()
+            await asyncio.wait((task, stop))
+
+    async def _prepared(self, registry: Registry) -> tuple[TopicFacts, Producer]:
+        """Load the models; then ask for our topics and start a producer until brokers answer."""
+        self._state.unready("group", "not joined yet")
+        await self._load_models(registry)
+        while True:
             try:
                 facts = await inspect_topics(self._settings.kafka)
                 producer = Producer(self._settings.kafka, facts)
@@ -272,13 +287,10 @@ class Worker:
             except BrokerUnavailable as error:
                 self._state.unready("kafka", str(error))
                 log.warning("waiting for Kafka", error=str(error))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_S):
-                        await self._stop.wait()
+                await asyncio.sleep(_RETRY_S)
             else:
                 self._state.ready("kafka")
                 return facts, producer
-        return None
 
 
 @contextlib.contextmanager
