@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer as Feed
 
+from tests.broker import Topics, make_topics, read_all
 from tests.fakes import FakeBroker, FakeConsumer, FakeProducer, eventually
-from tests.ledger import Topics, make_topics, read_all
 from worker.config import KafkaSettings
 from worker.kafka.consumer import Consumer
 from worker.kafka.ledger import Outgoing

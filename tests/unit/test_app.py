@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from tests.broker import Feed, Topics, make_topics
 from tests.fakes import eventually
-from tests.ledger import Feed, Topics, account, make_topics
+from tests.ledger import account
 from worker.app import NOT_DRAINED, Worker, _signals
 from worker.config import Settings
 from worker.demo.pictures import pictures
@@ -79,6 +81,7 @@ async def test_a_signal_drains_a_worker_that_serves(
     worker = Worker(settings(tmp_path, kafka_of(topics)))
     running = asyncio.create_task(worker.run())
     await eventually(lambda: worker._state.is_ready, 60)
+    assert worker._metrics.rebalances._value.get() == 1, "ready is a member that has its partitions"
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(30):
         assert await running == 0
@@ -121,6 +124,19 @@ async def test_a_worker_without_brokers_is_alive_unready_and_ends_when_told(
     os.kill(os.getpid(), signal.SIGINT)
     async with asyncio.timeout(30):
         assert await running == 0
+
+
+async def test_a_signal_while_models_load_ends_the_worker_and_its_engine(tmp_path: Path) -> None:
+    worker = Worker(settings(tmp_path, {"bootstrap_servers": NOBODY}))
+    running = asyncio.create_task(worker.run())
+    before = set(psutil.Process().children())
+    await eventually(lambda: bool(set(psutil.Process().children()) - before), 30)
+    (engine,) = set(psutil.Process().children()) - before
+    assert worker._state.unready_because["models"] == "loading"
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(10):
+        assert await running == 0
+    assert not engine.is_running()
 
 
 async def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from aiokafka import errors as kafka_errors
 
+from tests.broker import Published, Topics, make_topics, read_all
 from tests.conftest import missing
-from tests.ledger import Published, Topics, make_topics, read_all
 from worker.config import KafkaSettings
 from worker.kafka.ledger import DeadLetter, Outgoing
 from worker.kafka.producer import Producer
