@@ -6,8 +6,9 @@ here and is dropped.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from typing import cast
 
 import structlog
 
@@ -36,6 +37,8 @@ class Owned:
         self._failpoints = failpoints
         self._stages = Stages(metrics)
         self._ledgers: dict[Partition, Ledger] = {}
+        # The same by plain tuples: a position's first two members, without making a Partition.
+        self._by_place = cast("Mapping[tuple[str, int], Ledger]", self._ledgers)
         self._publishing: dict[Partition, asyncio.Task[None]] = {}
         self._committed: dict[Partition, int] = {}
         self._moved = asyncio.Event()
@@ -96,32 +99,32 @@ class Owned:
         if self._failpoints:
             self._failpoints.hit(Failpoint.AFTER_FETCH, record.value or b"")
         position = record.position
-        ledger = self._ledgers.get(Partition(position.topic, position.partition))
+        ledger = self._by_place.get(position[:2])
         if ledger is None or ledger.epoch != record.epoch:
             return None
         return ledger.track(record)
 
     def find(self, position: Position, epoch: int) -> Entry | None:
         """Return a record in flight; None when it has its outcome, or its partition is gone."""
-        ledger = self._ledgers.get(Partition(position.topic, position.partition))
+        ledger = self._by_place.get(position[:2])
         return (
             ledger.find(position.offset) if ledger is not None and ledger.epoch == epoch else None
         )
 
     def close(self, closed: Iterable[tuple[Position, Entry, Outgoing]]) -> None:
         """Note how records ended, and publish every prefix that this finished."""
-        touched: set[Partition] = set()
+        touched: set[Ledger] = set()
         count = 0
         for position, entry, outgoing in closed:
-            partition = Partition(position.topic, position.partition)
-            self._ledgers[partition].close(entry, outgoing)
-            touched.add(partition)
+            ledger = self._by_place[position[:2]]
+            ledger.close(entry, outgoing)
+            touched.add(ledger)
             count += 1
         self.bound.finished(count, time.monotonic())
-        for partition in touched:
+        for ledger in touched:
+            partition = ledger.partition
             if partition not in self._publishing:
-                publishing = self._publish(self._ledgers[partition])
-                task = asyncio.create_task(publishing, name=f"publish {partition}")
+                task = asyncio.create_task(self._publish(ledger), name=f"publish {partition}")
                 task.add_done_callback(self._published)
                 self._publishing[partition] = task
 
