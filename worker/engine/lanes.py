@@ -163,24 +163,42 @@ class Lane:
         )
 
     def _one_by_one(self, works: Sequence[Work], batch: Array, error: Exception) -> list[Outcomes]:
-        """Run the rows of a batch that raised alone: guilty is what fails while another passes."""
+        """Run the rows of a batch that raised alone: guilty is what fails while another passes.
+
+        That one must pass again afterwards: what was lost in between is no record's fault.
+        """
         if len(works) == 1:
             return [_outcomes([Retry(works[0].id, f"the run raised {error!r}")])]
         passed: list[Outcomes] = []
         failed: list[tuple[Work, Exception]] = []
+        witness = None
         for at, work in enumerate(works):
-            self._floor.page.begin(self._number, Phase.RUN, (work.id,))
             try:
-                passed.append(self._batch((work,), batch[at : at + 1]))
+                passed.append(self._alone(work, batch, at))
+                witness = at
             except RUN_ERRORS as alone:
                 failed.append((work, alone))
-        if not passed:
-            return [_outcomes([Retry(work.id, f"the run raised {why!r}") for work, why in failed])]
+        if not failed:
+            return passed
+        if witness is None or not self._passes(works[witness], batch, witness):
+            retries = [Retry(work.id, f"the run raised {why!r}") for work, why in failed]
+            return [*passed, _outcomes(retries)]
         poison = [
             Fault(work.id, Reason.RECORD_POISON, f"its run raised {why!r}, those of others passed")
             for work, why in failed
         ]
-        return [*passed, _outcomes(poison)] if poison else passed
+        return [*passed, _outcomes(poison)]
+
+    def _alone(self, work: Work, batch: Array, at: int) -> Outcomes:
+        self._floor.page.begin(self._number, Phase.RUN, (work.id,))
+        return self._batch((work,), batch[at : at + 1])
+
+    def _passes(self, work: Work, batch: Array, at: int) -> bool:
+        try:
+            self._alone(work, batch, at)
+        except RUN_ERRORS:
+            return False
+        return True
 
 
 def _outcomes(failures: Sequence[Fault | Retry]) -> Outcomes:

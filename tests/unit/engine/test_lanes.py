@@ -110,6 +110,25 @@ def test_a_record_that_fails_alone_while_others_pass_is_poison(model: Model) -> 
     assert all(isinstance(end, Done) for end in ends.values())
 
 
+def test_a_device_that_is_lost_in_the_middle_of_a_batch_makes_nobody_guilty(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    run = Model.run
+
+    def lost(self: Model, batch: Array) -> list[Array]:
+        calls.append(len(batch))
+        if len(calls) == 2:
+            return run(self, batch)
+        raise RuntimeError("CUDA failure 700")
+
+    monkeypatch.setattr(Model, "run", lost)
+    lab = Lab(model)
+    lab.serve([BRIGHT] * 4)
+    assert calls == [4, 1, 1, 1, 1, 1]
+    assert [type(lab.ends()[n]) for n in range(4)] == [Done, Retry, Retry, Retry]
+
+
 @pytest.mark.parametrize("images", [[BRIGHT], [BRIGHT, BRIGHT, BRIGHT]])
 def test_when_every_run_fails_nobody_is_guilty(model: Model, images: list[bytes]) -> None:
     lab = Lab(model, failpoint="after_run=raise")
