@@ -70,8 +70,7 @@ class Runs:
 
     def age_all(self) -> None:
         """Age Darkroom and the loop on aiokafka in turn, at the rate of what it drains now."""
-        just_drained = drain(self.bench, AIOKAFKA, seconds=self.effort.seconds)
-        rate = AGE_SHARE * just_drained.rate
+        rate = AGE_SHARE * self._drained_just_before()
         self._say(f"  age at {rate:,.0f}/s: {AGE_SHARE:.0%} of {AIOKAFKA} just now")
         for number in range(self.effort.ages):
             order = (DARKROOM, AIOKAFKA) if number % 2 == 0 else (AIOKAFKA, DARKROOM)
@@ -82,6 +81,13 @@ class Runs:
                     f"  (producer late by {aged.late_ms:.0f} ms at most)"
                 )
                 self.aged.append(aged)
+
+    def _drained_just_before(self) -> float:
+        """Return the rate that the loop on aiokafka drains now; in a quick run what it drained."""
+        found = [run.rate for run in self.drained if run.peer == AIOKAFKA]
+        if self.effort.ages == 1 and found:
+            return found[-1]
+        return drain(self.bench, AIOKAFKA, seconds=self.effort.seconds).rate
 
     def profile(self, folder: Path) -> tuple[Drained, Path, Path]:
         """Drain with the worker's main thread sampled, then profile a lane offline."""
