@@ -98,6 +98,7 @@ class Consumer:
             rebalance_timeout_ms=self._rebalance_ms,
             request_timeout_ms=self._rebalance_ms + 5_000,
             fetch_max_wait_ms=200,
+            metadata_max_age_ms=30_000,  # so late are new partitions seen; the default is 5 min
             **options,
         )
         calm(consumer._client)  # noqa: SLF001 - it has no public name
