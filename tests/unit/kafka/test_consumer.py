@@ -1,142 +1,22 @@
-"""The consumer against a real Kafka: membership, polls, commits, and what cannot be read."""
+"""The consumer against a real Kafka: membership, polls and commits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
-from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.record.util import calc_crc32c_py
 from aiokafka.structs import TopicPartition
-from confluent_kafka import Producer
 
 from tests.fakes import eventually
+from tests.unit.kafka.members import CAP, DRAIN_S, Member, Owner, numbers, produce
 from worker.config import KafkaSettings
 from worker.errors import BrokerRefused
-from worker.kafka.codecs import cap_decompression
 from worker.kafka.consumer import Consumer
-from worker.local.spec import Topic
-from worker.local.stack import Stack
-from worker.types import Partition, Record
+from worker.types import Partition
 
 pytestmark = pytest.mark.kafka
-
-CAP = 8 << 20
-DRAIN_S = 5.0
-
-
-class Owner:
-    """Keeps what it is given; a revoke waits for `may_go`."""
-
-    def __init__(self) -> None:
-        self.partitions: frozenset[Partition] = frozenset()
-        self.told: list[str] = []
-        self.may_go = asyncio.Event()
-        self.may_go.set()
-
-    async def revoked(self, deadline_s: float) -> None:
-        del deadline_s
-        self.told.append("revoked")
-        await self.may_go.wait()
-        self.told.append("drained")
-        self.partitions = frozenset()
-
-    def assigned(self, partitions: frozenset[Partition], epoch: int) -> None:
-        self.told.append(f"assigned {epoch}")
-        self.partitions = partitions
-
-
-class Member:
-    """A consumer that is polled all the time, as the pipeline does."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self.owner = Owner()
-        self.records: list[Record] = []
-        self.consumer = Consumer(settings, drain_deadline_s=DRAIN_S, batch_max_bytes=CAP)
-        self.polling = asyncio.create_task(self._poll())
-
-    async def _poll(self) -> None:
-        while True:
-            self.records += await self.consumer.poll(max_records=100, timeout_s=0.05)
-
-    async def join(self, partitions: int) -> None:
-        await self.consumer.join(self.owner)
-        await eventually(lambda: len(self.owner.partitions) == partitions, 20)
-
-    async def until(self, count: int) -> None:
-        await eventually(lambda: len(self.records) >= count, 20)
-
-    @property
-    def offsets(self) -> list[int]:
-        return [record.position.offset for record in self.records]
-
-    async def end(self) -> None:
-        self.owner.may_go.set()
-        self.polling.cancel()
-        await self.consumer.leave()
-        await asyncio.wait([self.polling])
-
-
-@pytest.fixture
-def settings(kafka: Stack, unique: str) -> KafkaSettings:
-    kafka.create_topics(Topic(unique, 2))
-    return KafkaSettings(
-        bootstrap_servers=kafka.bootstrap_servers,
-        group_id=unique,
-        input_topics=(unique,),
-        session_timeout_ms=2000,
-    )
-
-
-@pytest.fixture
-async def members(settings: KafkaSettings) -> AsyncIterator[list[Member]]:
-    made = [Member(settings), Member(settings)]
-    yield made
-    for member in made:
-        await member.end()
-
-
-@pytest.fixture
-def member(members: list[Member]) -> Member:
-    return members[0]
-
-
-@pytest.fixture(autouse=True)
-def _uncapped_afterwards() -> Iterator[None]:
-    yield
-    cap_decompression(1 << 28)
-
-
-def produce(
-    settings: KafkaSettings,
-    *values: bytes,
-    partition: int = 0,
-    codec: str = "none",
-    transactional_id: str | None = None,
-) -> None:
-    producer = Producer(
-        {
-            "bootstrap.servers": settings.bootstrap_servers,
-            "compression.type": codec,
-            "linger.ms": 50,
-            **({"transactional.id": transactional_id} if transactional_id else {}),
-        }
-    )
-    if transactional_id:
-        producer.init_transactions(30)
-        producer.begin_transaction()
-    for value in values:
-        producer.produce(settings.input_topics[0], value, partition=partition)
-    if transactional_id:
-        producer.commit_transaction(30)
-    assert producer.flush(30) == 0
-
-
-def numbers(count: int, start: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(start, start + count)]
 
 
 async def test_members_join_leave_and_join_again_while_they_are_polled(
@@ -281,89 +161,6 @@ async def test_two_that_change_the_membership_at_a_time_leave_one_client(member:
     await eventually(lambda: len(member.owner.partitions) == 2, 20)
     await member.consumer.leave()
     assert not member.consumer.member
-
-
-@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
-async def test_topics_of_every_compression_are_read(
-    settings: KafkaSettings, member: Member, codec: str
-) -> None:
-    produce(settings, *[b"z" * 5000] * 20, codec=codec)
-    await member.join(2)
-    await member.until(20)
-    assert {record.value for record in member.records} == {b"z" * 5000}
-
-
-async def send_raw(settings: KafkaSettings, *batches: tuple[Sequence[bytes], bytes]) -> None:
-    """Write batches to partition 0; where a header name is given, its first byte is no UTF-8."""
-    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers)
-    await producer.start()
-    for values, name in batches:
-        batch = producer.create_batch()
-        for value in values:
-            headers = [(name.decode(), b"")] if name else []
-            batch.append(timestamp=None, key=None, value=value, headers=headers)
-        batch.close()
-        if name:
-            spoil(batch, name)
-        sent = await producer.send_batch(batch, settings.input_topics[0], partition=0)
-        await sent
-    await producer.stop()
-
-
-def spoil(batch: BatchBuilder, name: bytes) -> None:
-    """Make the header's name invalid UTF-8, with a right checksum."""
-    data = bytearray(batch._build())
-    at = data.index(name)
-    data[at] = 0xFF
-    data[17:21] = calc_crc32c_py(bytes(data[21:])).to_bytes(4, "big")
-    batch._buffer = bytes(data)
-    batch._build = lambda: batch._buffer
-
-
-async def test_a_header_that_is_no_utf8_costs_its_record_alone_and_no_other_partitions(
-    settings: KafkaSettings, member: Member
-) -> None:
-    produce(settings, *numbers(50), partition=1)
-    await send_raw(settings, (numbers(5), b""), ([b"bad"], b"name"), (numbers(5, 5), b""))
-    await member.join(2)
-    await member.until(61)
-    for partition, count in ((0, 11), (1, 50)):
-        offsets = [r.position.offset for r in member.records if r.position.partition == partition]
-        assert offsets == list(range(count)), "every record once, in order"
-    (bad,) = [record for record in member.records if record.unreadable]
-    assert (bad.position.offset, bad.value) == (5, None)
-    assert "UnicodeDecodeError" in (bad.unreadable or "")
-
-
-async def test_a_bomb_is_one_record_that_cannot_be_read_and_what_is_behind_it_is_served(
-    settings: KafkaSettings, member: Member
-) -> None:
-    produce(settings, *numbers(5))
-    await send_bomb(settings, bytes(300_000_000))
-    produce(settings, *numbers(5))
-    produce(settings, *numbers(20), partition=1)
-    await member.join(2)
-    await member.until(31)
-    first = [record for record in member.records if record.position.partition == 0]
-    assert [record.position.offset for record in first] == list(range(11))
-    assert [bool(record.unreadable) for record in first] == [False] * 5 + [True] + [False] * 5
-    assert f"more than {CAP} bytes" in (first[5].unreadable or "")
-
-
-async def send_bomb(settings: KafkaSettings, value: bytes) -> None:
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.bootstrap_servers,
-        compression_type="zstd",
-        max_request_size=1 << 30,
-        max_batch_size=1 << 30,
-    )
-    await producer.start()
-    batch = producer.create_batch()
-    batch.append(timestamp=None, key=None, value=value)
-    batch.close()
-    sent = await producer.send_batch(batch, settings.input_topics[0], partition=0)
-    await sent
-    await producer.stop()
 
 
 async def test_what_was_fetched_before_we_were_told_of_an_assignment_is_put_back(
