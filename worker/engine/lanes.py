@@ -24,12 +24,12 @@ from worker.protocol.messages import Done, Fault, Outcomes, Retry
 from worker.protocol.page import Page, Phase
 from worker.types import Limits, Reason
 from worker.vision.decode import decode
-from worker.vision.sniff import check
+from worker.vision.sniff import Header, check
 
 Array = NDArray[Any]
 
 _GROUP_PIXELS = 256 * 256
-"""A larger picture gives the rest of its group back to the other lanes."""
+"""A larger picture is decoded by itself; the rest of its group goes on without it."""
 
 
 @dataclass(slots=True)
@@ -73,7 +73,13 @@ class Lane:
         while left:
             work = left.popleft()
             try:
-                self._fill(work, left)
+                header = self._check(work)
+                if header.pixels > _GROUP_PIXELS:
+                    if ready or failures:  # they must not wait for it
+                        left.appendleft(work)
+                        break
+                    self._put_back(left)
+                self._fill(work, header)
             except RecordFault as fault:
                 failures.append(Fault(work.id, fault.reason, str(fault)))
             except Exception as error:  # noqa: BLE001 - native decoders raise anything: nobody's proven fault, and the lane goes on
@@ -82,26 +88,29 @@ class Lane:
                 ready.append(work)
             finally:
                 self._floor.page.idle(self._number)
+        self._put_back(left)
         if failures:
             self._floor.send(_outcomes(failures))
         return ready
 
-    def _fill(self, work: Work, behind: deque[Work]) -> None:
+    def _put_back(self, left: deque[Work]) -> None:
+        if left:
+            self._floor.queue.put_back(tuple(left))
+            left.clear()
+
+    def _check(self, work: Work) -> Header:
+        limits = self._floor.limits
+        work.begun_s = time.monotonic()
+        return check(
+            work.image, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels
+        )
+
+    def _fill(self, work: Work, header: Header) -> None:
         """Decode and preprocess into a row of its own.
 
-        Works `behind` go back to the other lanes when this one turns out to be big. While it waits
-        for memory the lane is idle on its page: that is no hang.
+        While it waits for memory the lane is idle on its page: that is no hang.
         """
         floor = self._floor
-        work.begun_s = time.monotonic()
-        header = check(
-            work.image,
-            max_bytes=floor.limits.image_max_bytes,
-            max_pixels=floor.limits.image_max_pixels,
-        )
-        if behind and header.pixels > _GROUP_PIXELS:
-            floor.queue.put_back(tuple(behind))
-            behind.clear()
         floor.reserve.take(header.decode_bytes)
         try:
             floor.page.begin(self._number, Phase.DECODE, (work.id,))

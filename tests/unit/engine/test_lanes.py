@@ -184,6 +184,21 @@ def test_a_big_picture_gives_the_tiny_ones_behind_it_back_before_it_is_decoded(
     assert len(lab.ends()) == 3
 
 
+def test_what_is_done_does_not_wait_for_a_big_picture_in_its_group(model: Model) -> None:
+    big = graphs.png(0, width=300, height=300)
+    waited: list[tuple[int, int]] = []
+
+    def noting(image: Array, row: Array) -> None:
+        if len(image) == 300:
+            waited.append((len(lab.queue._batcher._rows), len(lab.sent)))
+        model.prepare(image, row)
+
+    lab = Lab(replace(model, prepare=noting))
+    lab.serve([BRIGHT, b"text", big, BRIGHT])
+    assert waited == [(1, 1)]
+    assert len(lab.ends()) == 4
+
+
 def test_pictures_that_cannot_be_afforded_are_told_the_bound(model: Model) -> None:
     lab = Lab(model)
     lab.floor.reserve = Reserve(1000)
