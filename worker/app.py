@@ -19,7 +19,7 @@ import structlog
 from worker.config import Settings
 from worker.control.messages import desired
 from worker.control.reconciler import reconcile
-from worker.errors import BrokerUnavailable, ModelError
+from worker.errors import BrokerUnavailable
 from worker.inference.budget import budget_of, limits_of
 from worker.inference.dispatcher import Finished
 from worker.inference.process import spawn_process
@@ -43,6 +43,7 @@ from worker.telemetry.metrics import Metrics
 from worker.types import ModelRef
 
 _RETRY_S = 2.0
+_FAILED_DRAIN_S = 3.0
 _GC_ALLOCATIONS = 20_000
 _LOOK_S = 0.2
 _ENGINES_DEADLINE_S = 5.0
@@ -138,10 +139,14 @@ class Worker:
             asyncio.create_task(delivery.run(), name="commit-timer"),
             asyncio.create_task(membership.run(), name="membership"),
         ]
+        deadline_s = settings.shutdown.drain_deadline_s
         try:
             await self._until_stopped((*loops, owned.failed), pipeline, until_idle_s)
+        except BaseException:
+            deadline_s = min(deadline_s, _FAILED_DRAIN_S)  # what failed will hardly drain
+            raise
         finally:
-            drained = await self._drain(pipeline, owned, consumer, loops)
+            drained = await self._drain(pipeline, owned, consumer, loops, deadline_s=deadline_s)
             await producer.stop()
         return 0 if drained else NOT_DRAINED
 
@@ -195,9 +200,10 @@ class Worker:
         owned: Owned,
         consumer: Consumer,
         loops: Sequence[asyncio.Task[None]],
+        *,
+        deadline_s: float,
     ) -> bool:
         """Stop in order, each step with its deadline; True when nothing was left behind."""
-        deadline_s = self._settings.shutdown.drain_deadline_s
         began_s = time.monotonic()
         self._state.unready("worker", "stopping")
         pipeline.stop()  # nothing more is taken in
@@ -256,10 +262,8 @@ class Worker:
         models = self._settings.models
         failures = await reconcile(desired(models.active, models.default), registry)
         for failure in failures:
-            if not registry.active:
+            if failure.step.ref.name == models.default or not registry.active:
                 raise failure.error
-        if models.default not in registry.active:
-            raise ModelError(f"the default model {models.default!r} cannot be served")
         self._state.ready("models")
         self._state.ready("worker")
 

@@ -15,7 +15,7 @@ from worker.kafka.owned import Owned
 from worker.models.registry import Registry
 from worker.telemetry.health import State
 from worker.telemetry.metrics import Metrics
-from worker.types import Partition
+from worker.types import ModelRef, Partition
 
 _LOOK_S = 1.0
 _LAG_S = 5.0
@@ -39,7 +39,9 @@ class Membership:
         self._metrics = metrics
         self._unready_since_s: float | None = None
         self._joining_since_s: float | None = None
+        self._joined_once = False
         self._lag_at_s = 0.0
+        self._restarts: dict[ModelRef, int] = {}
         self._shown: frozenset[Partition] = frozenset()
         self._seen: dict[Partition, tuple[tuple[int, int], float]] = {}
         """Partition -> ((epoch, position), when it last moved or had a reason not to)."""
@@ -75,6 +77,7 @@ class Membership:
         else:
             self._unready_since_s = self._unready_since_s or now_s
             self._state.unready("models", _why(self._registry))
+        self._show_engines()
         problems = self._registry.health()
         if problems:
             self._state.dead("engines", "; ".join(problems))
@@ -84,10 +87,13 @@ class Membership:
     async def _join(self) -> None:
         try:
             await self._consumer.join(self._owned)
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, BrokerRefused) as error:
+            if isinstance(error, BrokerRefused) and not self._joined_once:
+                raise  # at the start that is final; later rights may come back
             self._state.unready("kafka", str(error))
             log.warning("not joined yet", error=str(error))
         else:
+            self._joined_once = True
             self._state.ready("kafka")
 
     async def _look_at_progress(self, now_s: float) -> None:
@@ -106,6 +112,16 @@ class Membership:
             await self._rebuild(f"no progress for {_STUCK_S:g} s on {stuck}")
         elif self._stuck_joining(now_s):
             await self._rebuild("the group gave no partitions for too long")
+
+    def _show_engines(self) -> None:
+        for ref, status in self._registry.describe().items():
+            self._metrics.set_engine_state(str(ref), status.state)
+            restarts = self._metrics.engine_restarts.labels(str(ref))
+            restarts.inc(status.restarts - self._restarts.get(ref, 0))
+            self._restarts[ref] = status.restarts
+            if status.sha256 is not None:
+                info = (ref.name, ref.version, status.sha256, status.provider or "")
+                self._metrics.model_info.labels(*info).set(1)
 
     def _show(
         self, partitions: frozenset[Partition], ends: Mapping[Partition, tuple[int, int]]

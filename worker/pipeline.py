@@ -117,11 +117,15 @@ class Pipeline:
             if entry is not None:  # else: late, its partition has gone
                 outgoing = self._outbox.encode(entry, ticket, outcome, now_ms=now_ms)
                 closed.append((ticket.position, entry, outgoing))
-                ended.append(outcome)
+                letter = outgoing.dead_letter
+                ended.append(outcome if letter is None else Failed(Reason(letter.reason), ""))
         self._owned.close(closed)
         self._observe(ended)
 
     def _track(self, records: Sequence[Record]) -> list[Entry]:
+        now_ms = time.time() * 1e3
+        waited_ms = [now_ms - r.timestamp_ms for r in records if r.timestamp_ms >= 0]
+        self._stages.observe(Stop.POLL, [max(0.0, wait) / 1e3 for wait in waited_ms])
         entries: list[Entry] = []
         size_bytes = 0
         for record in records:
@@ -173,6 +177,7 @@ class Pipeline:
             self._dispatch([resolved])
 
     def _dispatch(self, requests: Sequence[Request]) -> None:
+        began_s = time.monotonic()
         jobs: list[Job] = []
         table = self._registry.table
         for request in requests:
@@ -188,6 +193,7 @@ class Pipeline:
             ticket = Ticket(record.position, record.epoch, model, reason, table.generation)
             assert isinstance(request.image, bytes)
             jobs.append(Job(ticket, request.image, request.deadline_ms))
+        self._stages.observe(Stop.ROUTE, [time.monotonic() - began_s])
         if jobs:
             self._registry.submit(jobs)
 

@@ -54,6 +54,8 @@ class Status(NamedTuple):
     state: str
     """`loading`, `serving`, `suspecting` (records run alone), `down` (waits before the next)."""
     pid: int | None
+    sha256: str | None
+    """Of the model's weights."""
     provider: str | None
     device: str | None
     lanes: int
@@ -107,6 +109,7 @@ class Supervisor:
         return Status(
             state=self._state(),
             pid=self._engine.pid if self._engine else None,
+            sha256=loaded.sha256 if loaded else None,
             provider=loaded.provider if loaded else None,
             device=loaded.device if loaded else None,
             lanes=self._spec.load.lanes,

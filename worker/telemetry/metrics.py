@@ -130,9 +130,6 @@ class Metrics:
             registry, "stage", "Seconds that a record spent at each of the eight stops.", "stop"
         )
         self.commit_seconds = _seconds(registry, "commit", "Seconds of an offset commit.").of()
-        self.publish_seconds = _seconds(
-            registry, "publish", "Seconds from sending a prefix to its acknowledgement."
-        ).of()
         self.batch_rows = Histogram(
             "darkroom_batch_rows", "Rows of a batch that ran.", registry=registry, bounds=_ROWS
         ).of()

@@ -10,11 +10,11 @@ class Stop(StrEnum):
     """The eight stops of a record's life, in their order."""
 
     POLL = "poll"
-    """From polled to looked at."""
+    """From its timestamp to its poll: the wait in Kafka."""
     REQUEST = "request"
-    """The envelope parsed and, where the image is a reference, fetched."""
+    """The envelopes of a group parsed."""
     ROUTE = "route"
-    """A model version chosen and leased."""
+    """Model versions chosen for a group."""
     DISPATCH = "dispatch"
     """Waiting for an engine's window, and in the engine for a lane."""
     DECODE = "decode"
@@ -24,7 +24,7 @@ class Stop(StrEnum):
     HEADS = "heads"
     """Outputs turned into predictions."""
     DELIVER = "deliver"
-    """From an outcome to an acknowledged result."""
+    """A prefix sent, until it is acknowledged."""
 
 
 class Stages:
