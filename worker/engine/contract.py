@@ -85,7 +85,7 @@ def _input(
     _, dtype, shape = graph[name]
     if dtype not in _DTYPES:
         _wrong(f"is {dtype} in the graph; served are {', '.join(_DTYPES)}", file, field)
-    if len(shape) not in {3, 4}:
+    if len(shape) != 4:
         _wrong(f"has shape {_shape(shape)} in the graph, which is no batch of images", file, field)
     if not all(isinstance(size, int) and size > 0 for size in shape[1:]):
         _wrong(
@@ -93,7 +93,7 @@ def _input(
         )
     if isinstance(shape[0], int) and shape[0] < 1:
         _wrong(f"has shape {_shape(shape)} in the graph, a batch of no rows", file, field)
-    if len(shape) == 4 and not {shape[1], shape[3]} & {1, 3}:
+    if not {shape[1], shape[3]} & {1, 3}:
         _wrong(f"has shape {_shape(shape)} in the graph: neither 1 nor 3 channels", file, field)
     return name, shape
 

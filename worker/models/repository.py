@@ -56,10 +56,6 @@ class Repository:
         ]
         return sorted(refs, key=_order)
 
-    def knows_model(self, name: str) -> bool:
-        """Whether there is any version of the model."""
-        return any(ref.name == name for ref in self.versions())
-
     def find(self, ref: ModelRef) -> Version:
         """Read a version's manifest and hold it to what was seen of the version before.
 

@@ -100,17 +100,12 @@ class AsyncChannel:
         return decode(header, memoryview(body))
 
     def send(self, message: Message) -> None:
-        """Hand a message to the socket's buffer; `flushed` waits for room in it.
+        """Hand a message to the socket's buffer, which whoever sends must bound.
 
         A peer that has gone is seen by `receive`; what is sent to it is dropped.
         """
         if not self._writer.is_closing():
             self._writer.writelines(_framed(message))
-
-    async def flushed(self) -> None:
-        """Wait until the socket's buffer has room again (or the engine has gone)."""
-        with contextlib.suppress(ConnectionError):  # `receive` tells of it
-            await self._writer.drain()
 
     def close(self) -> None:
         self._writer.close()

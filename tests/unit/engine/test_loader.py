@@ -100,6 +100,13 @@ HEAD = "heads.light"
             "no batch of images",
         ),
         (
+            typed_input(TensorProto.FLOAT, ["N", 8, 8]),
+            None,
+            None,
+            "inputs.image",
+            "no batch of images",
+        ),
+        (
             None,
             edited("heads", "light", "output", value="logits"),
             None,
