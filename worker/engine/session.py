@@ -98,12 +98,13 @@ class Session:
 
     def __init__(self, session: ort.InferenceSession, choice: Choice) -> None:
         self._run = session.run
-        self.stamp = EngineStamp(choice.provider, _device(choice), "fp32", choice.fallback)
         self.signature = Signature(
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_inputs()),
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_outputs()),
             dict(session.get_modelmeta().custom_metadata_map),
         )
+        precision = _precision(self.signature)
+        self.stamp = EngineStamp(choice.provider, _device(choice), precision, choice.fallback)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph. Raises one of RUN_ERRORS."""
@@ -171,6 +172,12 @@ def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
 
 def _device(choice: Choice) -> str:
     return cpu_name() if choice.provider == CPU else "cuda:0"
+
+
+def _precision(signature: Signature) -> str:
+    """Return the precision at the edges of the graph; what it does inside it does not tell."""
+    edges = {tensor.dtype for tensor in (*signature.inputs, *signature.outputs)}
+    return "fp16" if "tensor(float16)" in edges else "fp32"
 
 
 def _sentence(error: Exception) -> str:

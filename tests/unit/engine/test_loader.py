@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.contract.engines import LIMITS, load
 from tests.unit.engine import graphs
@@ -252,6 +252,19 @@ def test_a_session_that_onnx_runtime_moved_to_the_cpu_is_refused(
         load_model(asked)
     fallen = load_model(asked._replace(policy="prefer-gpu")).session.stamp
     assert (fallen.provider, fallen.fallback) == ("CPUExecutionProvider", True)
+
+
+def test_predictions_are_stamped_with_the_precision_that_the_graph_declares(tmp_path: Path) -> None:
+    graph = graphs.brightness()
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for constant in graph.graph.initializer:
+        halves = numpy_helper.to_array(constant).astype(np.float16)
+        constant.CopyFrom(numpy_helper.from_array(halves, constant.name))
+    document = edited("inputs", "image", "preprocess", 4, value={"cast": {"to": "float16"}})
+    assert loaded_from(tmp_path / "full").session.stamp.precision == "fp32"
+    half = loaded_from(tmp_path / "half", graph, document=document)
+    assert half.session.stamp.precision == "fp16"
 
 
 def test_session_options_go_to_onnx_runtime_under_its_own_names(tmp_path: Path) -> None:
