@@ -55,7 +55,9 @@ class Served(Protocol):
     @property
     def active(self) -> Mapping[str, str]: ...
 
-    def expect(self, models: Mapping[str, str], default: str) -> None: ...
+    def expect(
+        self, models: Mapping[str, str], default: str, *, generation: int | None = None
+    ) -> None: ...
 
     async def load(self, ref: ModelRef) -> None: ...
 
@@ -81,7 +83,7 @@ async def reconcile(state: DesiredState, registry: Served) -> tuple[Failure, ...
 
     A model whose new version cannot be loaded keeps the version that it has.
     """
-    registry.expect(state.models, state.default)
+    registry.expect(state.models, state.default, generation=state.generation)
     failures: list[Failure] = []
     lost: set[str] = set()
     for step in plan(state, Actual(registry.loaded, registry.active)):

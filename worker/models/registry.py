@@ -109,9 +109,12 @@ class Registry:
         """Return what there is to say of every loaded version."""
         return {ref: supervisor.status for ref, supervisor in self._loaded.items()}
 
-    def expect(self, models: Mapping[str, str], default: str) -> None:
+    def expect(
+        self, models: Mapping[str, str], default: str, *, generation: int | None = None
+    ) -> None:
         """Take note of what the desired state names; nothing is loaded by this."""
-        self._table = self._table._replace(default=default, named=MappingProxyType(dict(models)))
+        named = MappingProxyType(dict(models))
+        self._table = self._table._replace(default=default, named=named, generation=generation)
 
     async def load(self, ref: ModelRef) -> None:
         """Start an engine for a version; it has proved itself and is warm when this returns.

@@ -51,9 +51,12 @@ class Shelf:
         self.named: Mapping[str, str] = {}
         self.broken = broken
 
-    def expect(self, models: Mapping[str, str], default: str) -> None:
+    def expect(
+        self, models: Mapping[str, str], default: str, *, generation: int | None = None
+    ) -> None:
         assert default in models
         self.named = models
+        self.generation = generation
 
     async def load(self, ref: ModelRef) -> None:
         if ref in self.broken:

@@ -113,7 +113,8 @@ async def test_a_swap_serves_with_the_old_version_until_the_new_one_is_warm() ->
     ends = Ends()
     models = registry(ends)
     await reconcile(desired({"digits": "1"}, "digits"), models)
-    models.expect({"digits": "2"}, "digits")
+    models.expect({"digits": "2"}, "digits", generation=7)
+    assert models.table.generation == 7
     await models.load(D2)
     assert models.table.active == {"digits": "1"}
     assert not ready(models), "the version that is named is not active yet"
