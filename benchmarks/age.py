@@ -8,8 +8,9 @@ from typing import NamedTuple
 from confluent_kafka import Producer
 
 from benchmarks import topics
+from benchmarks.cases import Case
 from benchmarks.drain import Bench
-from benchmarks.peers import Where, running
+from benchmarks.peers import Where, busy_cores, running
 from benchmarks.ratios import percentile
 
 WARM_S = 3.0
@@ -27,6 +28,8 @@ class Aged(NamedTuple):
     most_ms: float
     late_ms: float
     """How late the producer was, at the worst."""
+    busy: float
+    """Cores that the peer and the broker kept busy."""
     records: int
     lost: int
     repeats: int
@@ -39,13 +42,15 @@ def age(bench: Bench, peer: str, *, rate: float, seconds: float, seed: int) -> A
     where = Where(bench.stack.bootstrap_servers, *made, f"age-{word}")
     watched = topics.Output(bench.stack, where.output)
     with running(peer, bench.case, where) as process:
-        sender = _Sender(where, bench.case.pictures)
+        sender = _Sender(where, bench.case)
         for _ in range(topics.PARTITIONS):
             sender.send()
         sender.flush()
         if not watched.wait_for(topics.PARTITIONS, _FIRST_S, alive=process.check):
             raise SystemExit(f"{peer}: no result in {_FIRST_S:g} s")
+        before = process.usage(bench.broker)
         due_s, late_s = sender.send_at(_arrivals(rate, WARM_S + seconds, seed))
+        after = process.usage(bench.broker)
         sender.flush()
         process.check()
         watched.wait_for(sender.count, _REST_S, alive=process.check)
@@ -63,7 +68,8 @@ def age(bench: Bench, peer: str, *, rate: float, seconds: float, seed: int) -> A
         raise SystemExit(f"{peer}: no result of any record that counts")
     return Aged(
         peer, rate, percentile(ages, 0.5), percentile(ages, 0.99), max(ages), late_s * 1e3,
-        len(ages), sender.count - len(results.stamps_ms), results.repeats,
+        busy_cores(before, after), len(ages), sender.count - len(results.stamps_ms),
+        results.repeats,
     )  # fmt: skip
 
 
@@ -79,10 +85,12 @@ def _arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 class _Sender:
     """Sends pictures in turn, to the partitions in turn, at once."""
 
-    def __init__(self, where: Where, pictures: tuple[bytes, ...]) -> None:
+    def __init__(self, where: Where, case: Case) -> None:
         self._topic = where.input
-        self._pictures = pictures
-        self._producer = Producer({"bootstrap.servers": where.bootstrap, "linger.ms": 0})
+        self._pictures = case.pictures
+        self._producer = Producer(
+            {"bootstrap.servers": where.bootstrap, "linger.ms": case.linger_ms}
+        )
         self.count = 0
 
     def send(self) -> None:

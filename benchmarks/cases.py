@@ -47,6 +47,9 @@ class Case(NamedTuple):
     """Whether it sends results in batches: tiny records want that."""
     seconds: float
     """The window of a drain."""
+    linger_ms: float
+    """How long who sends at a rate waits for company: tiny records, one a request, would make the
+    broker the bottleneck."""
     recipe: Recipe
     pictures: tuple[bytes, ...]
 
@@ -73,7 +76,7 @@ def photographs(assets: Path, folder: Path) -> Case:
     title = f"squeezenet, {len(images)} JPEG photographs up to 1.05 MP, batches of at most 16"
     return Case(
         "a", title, folder, "squeezenet", "1", 16, 16, 4, 32,
-        batches=False, seconds=15.0, recipe=recipe, pictures=images,
+        batches=False, seconds=15.0, linger_ms=0, recipe=recipe, pictures=images,
     )  # fmt: skip
 
 
@@ -100,7 +103,7 @@ def shifted_digits(assets: Path, folder: Path) -> Case:
     title = f"mnist8, {len(images)} PNGs of 28x28 ({mean} bytes), batches of at most 64"
     return Case(
         "b", title, folder, "mnist", "1", 64, 64, 6, 512,
-        batches=True, seconds=8.0, recipe=recipe, pictures=images,
+        batches=True, seconds=8.0, linger_ms=5, recipe=recipe, pictures=images,
     )  # fmt: skip
 
 
@@ -117,7 +120,7 @@ def demo_digits() -> Case:
     images = tuple(picture.png for picture in demo_pictures())
     return Case(
         "b", "the demo's digits (no assets here), batches of at most 64", repository, "digits",
-        "1", 64, 64, 6, 512, batches=True, seconds=8.0, recipe=recipe, pictures=images,
+        "1", 64, 64, 6, 512, batches=True, seconds=8.0, linger_ms=5, recipe=recipe, pictures=images,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import psutil
 
 from benchmarks import topics
 from benchmarks.cases import Case
-from benchmarks.peers import Usage, Where, running
+from benchmarks.peers import Usage, Where, busy_cores, running
 from benchmarks.ratios import Timed, steady_rate
 from worker.local.stack import Stack
 
@@ -97,7 +97,7 @@ def _drained(
         rate=steady_rate(window),
         records=len(window),
         cpu_ms={role: seconds * 1e3 / len(window) for role, seconds in used_s.items()},
-        busy=sum(used_s.values()) / elapsed_s,
+        busy=busy_cores(before, after),
         idle=(after.idle_s - before.idle_s) / elapsed_s,
         rss_mb=after.rss_mb,
         repeats=results.repeats,

@@ -54,6 +54,12 @@ class Usage(NamedTuple):
     rss_mb: dict[str, float]
 
 
+def busy_cores(before: Usage, after: Usage) -> float:
+    """Return how many cores the peer and the broker kept busy in between."""
+    used_s = sum(after.cpu_s.values()) - sum(before.cpu_s.values())
+    return used_s / (after.at_s - before.at_s)
+
+
 class Peer:
     """A started peer."""
 

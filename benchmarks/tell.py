@@ -19,7 +19,9 @@ _DRAINS = (
     "peer", "runs", "rate/s", "ratio", "95 %", "min-max", "worker ms", "engine ms", "broker ms",
     "cores", "RSS MB", "repeats", "lost",
 )  # fmt: skip
-_AGES = ("record age", "runs", "rate/s", "p50 ms", "p99 ms", "max ms", "lost", "repeats")
+_AGES = (
+    "record age", "runs", "rate/s", "p50 ms", "p99 ms", "max ms", "cores", "lost", "repeats",
+)  # fmt: skip
 _SHARES = (
     "the work itself (offline CPU)", "the engine, besides", "the worker's loop", "the broker",
     "others", "idle",
@@ -140,6 +142,7 @@ def _age_row(found: Sequence[Aged]) -> list[object]:
         median(aged.p50_ms for aged in found),
         median(aged.p99_ms for aged in found),
         max(aged.most_ms for aged in found),
+        median(aged.busy for aged in found),
         sum(aged.lost for aged in found),
         sum(aged.repeats for aged in found),
     ]
