@@ -13,7 +13,7 @@ from typing import cast
 import structlog
 
 from worker.kafka.delivery import Delivery, Mark
-from worker.kafka.ledger import Bound, Entry, Ledger, Outgoing
+from worker.kafka.ledger import Bound, Entry, Ledger, Outgoing, Prefix
 from worker.protocol.failpoints import Failpoint, Failpoints
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.stages import Stages, Stop
@@ -21,6 +21,11 @@ from worker.types import Partition, Position, Record
 
 _PREFIX_RECORDS = 1024
 _COMMIT_SHARE = 0.2
+_BEAT_S = 0.1
+"""While there is a backlog, results go out on this beat: one request for those of all partitions
+instead of one for every few. Measured: a sixth of the worker's CPU, and half of the broker's."""
+_WAITING_SHARE = 8
+"""No more than this part of the bound waits for the beat: else it would keep records out."""
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +47,8 @@ class Owned:
         self._publishing: dict[Partition, asyncio.Task[None]] = {}
         self._committed: dict[Partition, int] = {}
         self._moved = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._draining = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends with the error after which nothing can go on; see `fail`."""
 
@@ -56,6 +63,7 @@ class Owned:
 
     def assigned(self, partitions: frozenset[Partition], epoch: int) -> None:
         """Open a ledger for each partition; nothing is awaited: no heartbeats flow meanwhile."""
+        self._draining = False
         self._forget(self._ledgers)
         for partition in partitions:
             ledger = Ledger(partition, epoch)
@@ -85,6 +93,8 @@ class Owned:
 
         The ledgers stay, but nothing more of them can be committed afterwards.
         """
+        self._draining = True
+        self._hurry.set()
         until_s = time.monotonic() + deadline_s * (1 - _COMMIT_SHARE)
         while self.unfinished and (left_s := until_s - time.monotonic()) > 0:
             self._moved.clear()
@@ -121,6 +131,7 @@ class Owned:
             touched.add(ledger)
             count += 1
         self.bound.finished(count, time.monotonic())
+        self._pace()
         for ledger in touched:
             partition = ledger.partition
             if partition not in self._publishing:
@@ -158,7 +169,7 @@ class Owned:
 
     async def _publish(self, ledger: Ledger) -> None:
         try:
-            while (prefix := ledger.prefix(_PREFIX_RECORDS)) is not None:
+            while (prefix := await self._finished(ledger)) is not None:
                 began_s = time.monotonic()
                 await self._delivery.publish(prefix)
                 self._stages.observe(Stop.DELIVER, [time.monotonic() - began_s])
@@ -167,6 +178,20 @@ class Owned:
         finally:
             if self._publishing.get(ledger.partition) is asyncio.current_task():
                 del self._publishing[ledger.partition]
+
+    async def _finished(self, ledger: Ledger) -> Prefix | None:
+        """Return what can be published now; with a backlog, what there is at the next beat."""
+        if self.unfinished * 2 > self.bound.cap:
+            await _wait(self._hurry, _BEAT_S - time.monotonic() % _BEAT_S)
+        return ledger.prefix(_PREFIX_RECORDS)
+
+    def _pace(self) -> None:
+        """Let publishers wait for the beat, unless much waits already or all is to be given up."""
+        waiting = sum(ledger.unfinished - ledger.open for ledger in self._ledgers.values())
+        if self._draining or waiting * _WAITING_SHARE >= self.bound.cap:
+            self._hurry.set()
+        else:
+            self._hurry.clear()
 
     def _published(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

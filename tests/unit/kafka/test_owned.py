@@ -7,7 +7,10 @@ from aiokafka import errors as kafka_errors
 
 from tests.fakes import eventually, record_at
 from tests.unit.kafka.delivering import P0, P1, rigged
+from worker.kafka import owned
 from worker.types import Position
+
+LONG_S = 3600.0
 
 
 async def test_results_keep_the_partitions_order_however_records_finish_and_however_slow() -> None:
@@ -135,6 +138,51 @@ async def test_a_refused_publish_is_tried_again_by_a_new_producer_in_order() -> 
         await rig.until_published(3)
         assert rig.published() == [0, 1, 2]
         assert rig.producer.replaced == 1
+
+
+async def test_without_a_backlog_a_result_is_published_at_once() -> None:
+    async with rigged(floor=200) as rig:
+        rig.finish((await rig.fetch(100))[:1])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert rig.published() == [0]
+
+
+async def test_with_a_backlog_results_of_all_partitions_go_out_on_the_beat() -> None:
+    async with rigged(partitions=2, floor=200) as rig:
+        first, second = await rig.fetch(80), await rig.fetch(80, P1)
+        for number in range(5):
+            rig.finish([first[number], second[number]])
+        await rig.until_published(5)
+        await rig.until_published(5, P1)
+
+
+async def test_no_more_than_an_eighth_of_the_bound_waits_for_the_beat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owned, "_BEAT_S", LONG_S)
+    async with rigged(floor=200) as rig:
+        positions = await rig.fetch(160)
+        rig.finish(positions[:24])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert rig.published() == []
+        rig.finish(positions[24:25])
+        await rig.until_published(25)
+
+
+async def test_a_drain_does_not_wait_for_the_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owned, "_BEAT_S", LONG_S)
+    async with rigged(floor=20, commit_interval_s=60) as rig:
+        positions = await rig.fetch(20)
+        rig.finish(positions[:1])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert rig.published() == []
+        draining = asyncio.create_task(rig.owned.drain(5.0))
+        await rig.until_published(1)
+        rig.finish(positions[1:])
+        assert await draining
 
 
 async def test_room_comes_back_with_a_commit() -> None:
