@@ -46,6 +46,7 @@ class ByHand:
         if careful:
             options.intra_op_num_threads = 1
             options.inter_op_num_threads = 1
+            options.log_severity_level = 3  # squeezenet's graph is worth a warning at every run
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             cv2.setNumThreads(1)
         self._recipe = recipe
