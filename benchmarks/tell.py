@@ -22,6 +22,7 @@ _DRAINS = (
 _AGES = (
     "record age", "runs", "rate/s", "p50 ms", "p99 ms", "max ms", "cores", "lost", "repeats",
 )  # fmt: skip
+_QUIET = 0.05
 _SHARES = (
     "the work itself (offline CPU)", "the engine, besides", "the worker's loop", "the broker",
     "others", "idle",
@@ -107,6 +108,8 @@ def where(runs: Runs, report: Report) -> None:
         ("what", "share"),
         [(name, f"{share:.1%}") for name, share in zip(_SHARES, spent, strict=True)],
     )
+    if spent.others > _QUIET:
+        report.say(f"the machine was not quiet: others took {spent.others:.0%} of it\n")
     for name, share in spent._asdict().items():
         report.add(Figure(key, f"{DARKROOM}: share of the cores, {name}", share, "share"))
     report.table(("in /metrics", "mean", "observations"), stages(ours[-1].metrics))

@@ -17,6 +17,7 @@ from benchmarks import tell
 from benchmarks.cases import Case, demo_digits, photographs, shifted_digits
 from benchmarks.report import Report, machine, versions
 from benchmarks.runs import Effort, Runs, runs_of
+from worker.errors import DarkroomError
 from worker.local.spec import StackSpec
 from worker.local.stack import running
 
@@ -55,22 +56,24 @@ def main() -> int:
     parts = asked.part or PARTS
     whole = True
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
-        cases = _cases(Path(folder) / "models", report)
+        cases = _cases(Path(folder) / "models", report, only=asked.case)
         with running(StackSpec(data=Path(folder), redis=False, topics=())) as stack:
             for case in cases:
-                if asked.case in (None, case.key):
-                    report.say(f"\n({case.key}) {case.title}")
-                    with runs_of(stack, case, effort_of(asked, case), report.say) as runs:
-                        whole = _measure(runs, parts, report) and whole
+                report.say(f"\n({case.key}) {case.title}")
+                with runs_of(stack, case, effort_of(asked, case), report.say) as runs:
+                    whole = _measure(runs, parts, report) and whole
     if asked.json:
         report.write(asked.json)
     return 0 if whole else 1
 
 
-def _cases(folder: Path, report: Report) -> list[Case]:
+def _cases(folder: Path, report: Report, *, only: str | None) -> list[Case]:
     named = os.environ.get("DARKROOM_TEST_ASSETS")
     if named and Path(named).is_dir():
-        return [photographs(Path(named), folder), shifted_digits(Path(named), folder)]
+        made = {"a": photographs, "b": shifted_digits}
+        return [make(Path(named), folder) for key, make in made.items() if only in (None, key)]
+    if only == "a":
+        raise SystemExit("case (a) needs the folder of assets that DARKROOM_TEST_ASSETS names")
     report.say("DARKROOM_TEST_ASSETS names no folder: no case (a), and (b) is the demo's digits")
     return [demo_digits()]
 
@@ -101,4 +104,7 @@ def _asked_to_end(number: int, _: FrameType | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except DarkroomError as error:
+        sys.exit(str(error))
