@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from worker.errors import CommandError
 from worker.local.spec import Addresses, StackSpec
@@ -19,6 +18,8 @@ from worker.local.stack import Status, down, status, up
 app = typer.Typer(
     help="A real Kafka and a real Redis on this machine: no Docker, no root, no Java needed.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 DataDir = Annotated[
@@ -26,6 +27,7 @@ DataDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DEFAULT_DATA_DIR = Path(".darkroom")
+_ROW = "{:<10} {:<8} {:<6} {:<8} {}"
 
 
 class TerminalWatcher:
@@ -66,7 +68,7 @@ def bring_up(spec: StackSpec) -> Addresses:
         watcher.close()
 
 
-@app.command("up")
+@app.command("up", epilog="Example: darkroom dev up --brokers 3")
 def up_command(
     *,
     brokers: Annotated[int, typer.Option(help="Kafka nodes: 1 or 3.")] = 1,
@@ -76,8 +78,6 @@ def up_command(
     """Start Kafka and Redis, create the topics, wait until all is usable.
 
     What already runs is left alone. The first start fetches Kafka (45 MB).
-
-    Example: darkroom dev up --brokers 3
     """
     if brokers not in {1, 3}:
         raise CommandError(f"--brokers {brokers}: a local stack has 1 or 3")
@@ -89,22 +89,16 @@ def up_command(
     typer.echo(f"Redis  {addresses.redis_url}")
 
 
-@app.command("down")
+@app.command("down", epilog="Example: darkroom dev down")
 def down_command(*, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Stop Kafka and Redis. What Kafka holds is kept for the next start.
-
-    Example: darkroom dev down
-    """
+    """Stop Kafka and Redis. What Kafka holds is kept for the next start."""
     stopped = down(data_dir)
     typer.echo("stopped" if stopped else f"nothing runs in {data_dir}", err=True)
 
 
-@app.command("status")
+@app.command("status", epilog="Example: darkroom dev status --json")
 def status_command(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Show what runs, and where. Exit code 0 also when nothing does.
-
-    Example: darkroom dev status --json
-    """
+    """Show what runs, and where. Exit code 0 also when nothing does."""
     found = status(data_dir)
     if as_json:
         typer.echo(json.dumps(_status_document(found, data_dir)))
@@ -112,11 +106,10 @@ def status_command(*, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_
     if not found.parts:
         typer.echo(f"nothing runs in {data_dir}", err=True)
         return
-    table = Table("part", "state", "port", "pid", "log", box=None)
+    typer.echo(_ROW.format("part", "state", "port", "pid", "log"))
     for part in found.parts:
         state = "running" if part.running else "down"
-        table.add_row(part.name, state, str(part.port), str(part.pid), str(part.log))
-    Console(soft_wrap=True).print(table)
+        typer.echo(_ROW.format(part.name, state, part.port, part.pid, str(part.log)))
 
 
 def _document(addresses: Addresses) -> dict[str, str | None]:

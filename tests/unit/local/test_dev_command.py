@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from worker.cli.dev import app
 from worker.errors import CommandError
+from worker.local.stack import PartStatus, Status
 
 runner = CliRunner()
 
@@ -34,6 +35,22 @@ def test_what_is_for_people_only_keeps_off_standard_output(tmp_path: Path, comma
 
     assert asked.stdout == ""
     assert "nothing runs in" in asked.stderr
+
+
+def test_the_help_offers_nothing_but_its_own_commands() -> None:
+    assert "--install-completion" not in runner.invoke(app, ["--help"]).stdout
+
+
+def test_the_log_of_a_part_is_named_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / ("long" * 30) / "broker.log"
+    part = PartStatus(name="broker-1", running=True, port=9092, pid=1, log=log)
+    monkeypatch.setattr("worker.cli.dev.status", lambda _: Status(True, None, (part,)))
+
+    shown = runner.invoke(app, ["status"]).stdout.splitlines()
+
+    assert shown[1].split() == ["broker-1", "running", "9092", "1", str(log)]
 
 
 def test_two_brokers_are_refused(tmp_path: Path) -> None:
