@@ -81,6 +81,13 @@ async def within(
         raise BrokerUnavailable(f"{what}: no answer from Kafka{where} in {seconds:g} s") from error
     except REFUSALS as error:
         raise BrokerRefused(f"{what}: Kafka{where} refuses: {describe(error)}") from error
+    except kafka_errors.KafkaConnectionError as error:
+        if "bootstrap" not in str(error):  # while connected, its words say more
+            raise BrokerUnavailable(f"{what}: Kafka{where}: {describe(error)}") from error
+        raise BrokerUnavailable(
+            f"{what}: no broker can be reached{where}: does Kafka run there, and are "
+            "kafka.bootstrap_servers and kafka.security_protocol right?"
+        ) from error
     except kafka_errors.KafkaError as error:
         raise BrokerUnavailable(f"{what}: Kafka{where}: {describe(error)}") from error
 

@@ -61,6 +61,15 @@ async def test_a_bug_stays_a_bug() -> None:
         await within(5.0, "joining", fail())
 
 
+async def test_brokers_that_cannot_be_reached_are_told_with_what_to_check() -> None:
+    async def fail() -> None:
+        raise kafka_errors.KafkaConnectionError("Unable to bootstrap from [('here', 9092, 0)]")
+
+    with pytest.raises(BrokerUnavailable, match=r"here:9092\).*kafka\.bootstrap_servers") as told:
+        await within(5.0, "connecting", fail(), brokers="here:9092")
+    assert "Unable to bootstrap" not in str(told.value)
+
+
 async def test_what_never_answers_ends_at_our_deadline() -> None:
     with pytest.raises(BrokerUnavailable, match=r"no answer from Kafka in 0\.01 s"):
         await within(0.01, "joining", asyncio.get_running_loop().create_future())
