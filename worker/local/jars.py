@@ -24,6 +24,10 @@ LOG_BINDING = "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"
 ATTEMPTS = 3
 CONNECTIONS = 4
 FETCH_DEADLINE_S = 600.0
+ADVICE = (
+    "They come from repo.maven.apache.org: behind a proxy set HTTPS_PROXY; where a certificate "
+    "authority of your own signs, set REQUESTS_CA_BUNDLE to its file."
+)
 
 
 def kafka_jars(cache: Path, watcher: Watcher) -> Path:
@@ -56,7 +60,8 @@ def _fetch(partial: Path, watcher: Watcher) -> None:
         except Exception as error:  # what requests, jgo and zipfile raise has no common root
             if attempt == ATTEMPTS:
                 raise MissingPart(
-                    f"Apache Kafka's jars cannot be fetched ({ATTEMPTS} attempts): {error}"
+                    f"Apache Kafka's jars cannot be fetched ({ATTEMPTS} attempts): {error}\n"
+                    f"{ADVICE}"
                 ) from error
             watcher.say(f"trying again: {error}")
         else:
