@@ -85,13 +85,27 @@ def _told(version: str, ask: Callable[[], Facts]) -> Facts:
 
 
 def _report(facts: Sequence[Facts], *, as_json: bool) -> None:
-    import yaml
-
     broken = sum(not fact["ok"] for fact in facts)
     if as_json:
         write_json(facts)
     else:
-        write(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100).rstrip())
+        write(_yaml(facts))
     if broken:
         say(f"darkroom: {broken} of {len(facts)} must not be served")
         raise typer.Exit(3)
+
+
+def _yaml(facts: Sequence[Facts]) -> str:
+    """Return facts as YAML in which a text of several lines stands as it is."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    dumped: str = yaml.dump(facts, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return dumped.rstrip()

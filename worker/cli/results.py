@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.options import BootstrapServers, Config, Json, takes
-from worker.cli.terminal import write, write_json
+from worker.cli.terminal import say, write, write_json
 from worker.errors import CommandError
 
 EXAMPLE = "Example: darkroom results --follow --failed"
 _COLUMNS = {
     "time": 12,
     "id": 32,
-    "status": 7,
+    "status": 10,
     "model": 16,
     "prediction": 22,
     "batch": 5,
@@ -64,6 +64,8 @@ class Options:
 def results(options: Options) -> None:
     """Show results: those that are there, or what comes (--follow)."""
     shown = asyncio.run(_show(options))
+    if not shown:
+        say("no such results" if options.failed else "no results")
     if options.count is not None and shown < options.count:
         raise CommandError(f"{shown} results were there, {options.count} were asked for")
 

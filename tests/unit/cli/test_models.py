@@ -63,6 +63,19 @@ def test_a_changed_file_is_found_and_the_other_versions_are_told_too(
     assert "1 of 2" in result.stderr
 
 
+def test_several_problems_stand_on_a_line_each(darkroom: Darkroom, repository: Path) -> None:
+    for name in ("labels.txt", "model.onnx"):
+        (repository / "digits/1" / name).unlink()
+
+    result = darkroom("models", "inspect", "digits/1", "--repository", str(repository))
+
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert [line for line in lines if "labels.txt: cannot be opened" in line] == [
+        f"{repository / 'digits/1/labels.txt'}: cannot be opened: No such file or directory"
+    ]
+    assert "problem: |" in "\n".join(lines)
+
+
 def test_verify_loads_a_version_in_an_engine(darkroom: Darkroom) -> None:
     result = darkroom("models", "verify", "digits/1", "--json")
 
