@@ -13,4 +13,6 @@ async def main(brokers: str, topic: str, pictures: dict[str, bytes]) -> None:
             await producer.send_and_wait(topic, picture, key=name.encode())
 
 
+if len(sys.argv) < 4:
+    sys.exit(__doc__)
 asyncio.run(main(sys.argv[1], sys.argv[2], {x: Path(x).read_bytes() for x in sys.argv[3:]}))

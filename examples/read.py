@@ -16,4 +16,6 @@ async def main(brokers: str, topic: str) -> None:
             print(record.key, result["status"], answer, flush=True)
 
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 asyncio.run(main(*sys.argv[1:]))
