@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,15 +20,21 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: darkroom demo --count 5000"
 
+
+class Model(StrEnum):
+    ONE = "1"
+    TWO = "2"
+
+
 Count = Annotated[int, typer.Option(min=10, max=1_000_000, help="Records to send.")]
-Version = Annotated[str, typer.Option("--version", help="Version of the digits model: 1 or 2.")]
+Version = Annotated[Model, typer.Option("--version", help="Version of the digits model.")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the local stack.")]
 
 
 def demo(
     *,
     count: Count = 3000,
-    version: Version = "2",
+    version: Version = Model.TWO,
     data_dir: DataDir = Path(".darkroom"),
     as_json: Json = False,
 ) -> None:
@@ -59,7 +66,9 @@ def demo(
         )
         with _progress(count) as progress:
             report = asyncio.run(
-                run_demo(kafka, data_dir / "demo", count=count, version=version, watcher=progress)
+                run_demo(
+                    kafka, data_dir / "demo", count=count, version=version.value, watcher=progress
+                )
             )
     if as_json:
         write_json(report._asdict())

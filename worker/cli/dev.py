@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from worker.errors import CommandError
 from worker.local.spec import Addresses, StackSpec
 from worker.local.stack import Status, down, status, up
 
@@ -80,7 +79,7 @@ def up_command(
     What already runs is left alone. The first start fetches Kafka (45 MB).
     """
     if brokers not in {1, 3}:
-        raise CommandError(f"--brokers {brokers}: a local stack has 1 or 3")
+        raise typer.BadParameter("a local stack has 1 or 3", param_hint="'--brokers'")
     addresses = bring_up(StackSpec(data=data_dir, brokers=3 if brokers == 3 else 1))
     if as_json:
         typer.echo(json.dumps(_document(addresses)))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -19,11 +20,20 @@ UntilIdle = Annotated[
         min=0.1,
     ),
 ]
-Level = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
+
+
+class Level(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+LogLevel = Annotated[Level, typer.Option("--log-level", help="Least severe lines to log.")]
 
 
 def run(
-    *, config: Config = None, until_idle_s: UntilIdle = None, log_level: Level = "info"
+    *, config: Config = None, until_idle_s: UntilIdle = None, log_level: LogLevel = Level.INFO
 ) -> None:
     """Serve: images from the input topics in, predictions out, until SIGTERM or SIGINT."""
     from worker.app import Worker

@@ -76,6 +76,24 @@ def test_an_error_is_one_message_and_its_exit_code(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "offered"),
+    [
+        (["run", "--log-level", "loud"], "'debug', 'info', 'warning', 'error'"),
+        (["demo", "--version", "3"], "'1', '2'"),
+        (["dev", "up", "--brokers", "2"], "1 or 3"),
+    ],
+    ids=" ".join,
+)
+def test_a_choice_that_there_is_not_is_a_wrong_argument(
+    arguments: list[str], offered: str, darkroom: Darkroom
+) -> None:
+    result = darkroom(*arguments)
+
+    assert result.exit_code == 2
+    assert offered in result.stderr
+
+
 def test_debug_shows_where_an_error_comes_from(
     darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,8 +56,8 @@ def test_the_log_of_a_part_is_named_in_full(
 def test_two_brokers_are_refused(tmp_path: Path) -> None:
     asked = runner.invoke(app, ["up", "--brokers", "2", "--data-dir", str(tmp_path)])
 
-    assert isinstance(asked.exception, CommandError)
-    assert str(asked.exception) == "--brokers 2: a local stack has 1 or 3"
+    assert asked.exit_code == 2
+    assert "'--brokers': a local stack has 1 or 3" in asked.stderr
 
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
