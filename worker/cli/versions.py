@@ -20,7 +20,7 @@ from worker.types import ModelRef
 def chosen(
     targets: Sequence[str], settings: Settings, repository: Path | None
 ) -> dict[ModelRef, Path]:
-    """Return the folder of every version that is meant; no target means the whole repository.
+    """Return the folder of every version meant: without a target all there are, and the active ones.
 
     Raises CommandError for a target that is neither in the repository nor a version's folder,
     ModelError when the repository cannot be read.
@@ -30,7 +30,10 @@ def chosen(
     known = {ref: root / ref.name / ref.version for ref in Repository(root, None).versions()}
     if not targets and not known:
         raise CommandError(f"{root} holds no NAME/VERSION/{MANIFEST_NAME}")
-    found: dict[ModelRef, Path] = {} if targets else known
+    found: dict[ModelRef, Path] = {} if targets else dict(known)
+    if not targets and repository is None:  # what the worker would ask for, there or not
+        active = (ModelRef(name, version) for name, version in settings.models.active.items())
+        found |= {ref: root / ref.name / ref.version for ref in active}
     for target in targets:
         folder = Path(target).resolve()
         here = {ref: at for ref, at in known.items() if target in {ref.name, str(ref)}}

@@ -63,6 +63,20 @@ def test_a_changed_file_is_found_and_the_other_versions_are_told_too(
     assert "1 of 2" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_an_active_version_that_is_not_there_is_a_broken_one(
+    command: str, darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARKROOM_MODELS__ACTIVE", '{"digits": "5"}')
+
+    result = darkroom("models", command, "--json")
+
+    facts = {fact["version"]: fact for fact in json.loads(result.stdout)}
+    assert result.exit_code == 3
+    assert [name for name, fact in facts.items() if not fact["ok"]] == ["digits/5"]
+    assert "digits/5" in facts["digits/5"]["problem"]
+
+
 def test_several_problems_stand_on_a_line_each(darkroom: Darkroom, repository: Path) -> None:
     for name in ("labels.txt", "model.onnx"):
         (repository / "digits/1" / name).unlink()
