@@ -20,7 +20,7 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="NAME[/VERSION]|PATH",
-        help="Models, versions or folders of one version; none: all there are, and the active ones.",
+        help="Models, versions or folders of one version; none: all, and the active ones.",
     ),
 ]
 RepositoryFolder = Annotated[

@@ -20,7 +20,7 @@ from worker.types import ModelRef
 def chosen(
     targets: Sequence[str], settings: Settings, repository: Path | None
 ) -> dict[ModelRef, Path]:
-    """Return the folder of every version meant: without a target all there are, and the active ones.
+    """Return the folder of every version meant; without targets all there are and the active ones.
 
     Raises CommandError for a target that is neither in the repository nor a version's folder,
     ModelError when the repository cannot be read.
