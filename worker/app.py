@@ -45,6 +45,7 @@ from worker.types import ModelRef
 
 _RETRY_S = 2.0
 _FAILED_DRAIN_S = 3.0
+_ONE_SIGNAL_S = 0.5
 _GC_ALLOCATIONS = 20_000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BUFFER_BYTES = 32 << 20
@@ -316,11 +317,16 @@ def _signals(stop: asyncio.Event, *, deadline_s: float) -> Iterator[None]:
     """Drain at the first SIGTERM or SIGINT; end at once at a second, or when the drain hangs."""
     loop = asyncio.get_running_loop()
     last: list[threading.Timer] = []
+    asked_s = 0.0
 
     def asked(name: str) -> None:
+        nonlocal asked_s
         if stop.is_set():
+            if time.monotonic() - asked_s < _ONE_SIGNAL_S:
+                return  # the same one, sent to us and to our process group
             log.warning("second signal: stopping at once", signal=name)
             os._exit(NOT_DRAINED)
+        asked_s = time.monotonic()
         log.info("draining", signal=name)
         stop.set()
         timer = threading.Timer(deadline_s + _EXIT_SLACK_S, os._exit, (NOT_DRAINED,))

@@ -148,9 +148,26 @@ async def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.Monk
         async with asyncio.timeout(5):
             await stop.wait()
         assert codes == []
+        monkeypatch.setattr("worker.app._ONE_SIGNAL_S", 0.0)
         os.kill(os.getpid(), signal.SIGINT)
         await eventually(lambda: codes == [NOT_DRAINED])
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+async def test_the_same_signal_to_us_and_to_our_group_is_one_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes: list[int] = []
+    came: list[str] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr("worker.app._ONE_SIGNAL_S", 60.0)
+    with _signals(asyncio.Event(), deadline_s=60.0):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.append, "later")
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        await eventually(lambda: came == ["later"])
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)
+    assert codes == []
 
 
 async def test_a_drain_that_hangs_is_ended_by_a_timer_and_not_after_the_worker_has_ended(
