@@ -25,7 +25,7 @@ ATTEMPTS = 3
 CONNECTIONS = 4
 FETCH_DEADLINE_S = 600.0
 ADVICE = (
-    "They come from repo.maven.apache.org: behind a proxy set HTTPS_PROXY; where a certificate "
+    "They come from Maven Central: behind a proxy set HTTPS_PROXY; where a certificate "
     "authority of your own signs, set REQUESTS_CA_BUNDLE to its file."
 )
 
