@@ -6,6 +6,7 @@ Defaults < YAML file (`--config FILE`, or DARKROOM_CONFIG) < environment
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic.fields import FieldInfo
 
 from worker.config_sources import Sources
+from worker.config_words import expected
 from worker.errors import SettingsError
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -58,10 +60,17 @@ class KafkaSettings(Section):
 
 class ModelsSettings(Section):
     repository: str | None = None
-    """A folder; None is the demo's own models."""
+    """A folder, or a URL that fsspec reads; None is the demo's own models."""
+    cache_bytes: Annotated[int, Field(ge=1)] = 10_737_418_240
+    """Model files kept under `data_dir`, at most."""
     default: str = "digits"
     active: dict[str, str] = {"digits": "1"}
+    """Used until the control channel says otherwise."""
     max_loaded: Annotated[int, Field(ge=1, le=64)] = 3
+    swap: Literal["beside", "stop-first"] = "beside"
+    """Where a new version has no room beside the old one: refuse it, or stop the old one first."""
+    rollback_hold_s: Annotated[float, Field(ge=0)] = 600.0
+    """How long a version that was replaced stays loaded, where there is room."""
 
 
 class BatchSettings(Section):
@@ -97,6 +106,29 @@ class ResultsSettings(Section):
     failures: Literal["publish", "omit"] = "publish"
 
 
+class BreakerSettings(Section):
+    max_failures: Annotated[int, Field(ge=1)] = 3
+    """Failures of a version in a row (its engine ended, or did not load) that open its breaker."""
+    reset_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+
+
+class ControlSettings(Section):
+    url: str | None = None
+    """`redis://HOST:PORT/DB` or `rediss://...`; None: no control channel."""
+    fleet: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
+    labels: dict[str, str] = {}
+    """Of this worker, for commands that select by label."""
+    username: str | None = None
+    password: SecretStr | None = None
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    start_wait_s: Annotated[float, Field(ge=0)] = 60.0
+    """How long a worker that knows no desired state waits for one before it serves `models`."""
+    poll_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    """How often the desired state is read without a nudge; each time a fifth more or less."""
+
+
 class HttpSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 9400
@@ -111,6 +143,8 @@ class Settings(Section):
     limits: LimitsSettings = LimitsSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     results: ResultsSettings = ResultsSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()
     data_dir: Path = Path(".darkroom")
 
@@ -209,8 +243,8 @@ def _validated(read: Sources) -> tuple[Settings, set[str]]:
     schema = Settings.model_json_schema()
     for path in sorted(bad):
         value = "a secret" if read.is_secret(path) else json.dumps(read.values[path], default=str)
-        expected = f"{value} given; expected {_expected(path, schema)}"
-        read.problems.append(f"{path} ({read.origins[path]}): {expected}")
+        given = f"{value} given; expected {expected(path, schema)}"
+        read.problems.append(f"{path} ({read.origins[path]}): {given}")
     good = {path: value for path, value in read.values.items() if path not in bad}
     return Settings.model_validate(_nested(good)), bad
 
@@ -223,47 +257,6 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _expected(path: str, schema: dict[str, Any]) -> str:
-    node = schema
-    for part in path.split("."):
-        node = node["properties"][part]
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
-    return _describe(node)
-
-
-def _describe(schema: dict[str, Any]) -> str:
-    """Say in words what a JSON Schema of a leaf allows."""
-    match schema:
-        case {"anyOf": options}:
-            said = " or ".join(_describe(option) for option in options)
-        case {"const": value}:
-            said = str(value)
-        case {"enum": values}:
-            said = "one of " + ", ".join(map(str, values))
-        case {"type": "array", "items": items}:
-            said = f"a list of {'at least one ' if 'minItems' in schema else ''}{_describe(items)}"
-        case {"type": "object"}:
-            said = "a map of names to strings (quote numbers)"
-        case _:
-            said = _describe_scalar(schema)
-    return said
-
-
-def _describe_scalar(schema: dict[str, Any]) -> str:
-    kinds = {"integer": "an integer", "number": "a number", "null": "null"}
-    kind = "a path" if schema.get("format") == "path" else kinds.get(schema["type"], "a string")
-    signs = {
-        "minimum": ">=",
-        "exclusiveMinimum": ">",
-        "maximum": "<=",
-        "minLength": "of length >=",
-        "pattern": "like",
-    }
-    bounds = " and ".join(f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema)
-    return f"{kind} {bounds}".strip()
-
-
 Check = tuple[tuple[str, ...], str]
 """The settings that do not go together, and why."""
 
@@ -272,6 +265,7 @@ def _cross_checks(settings: Settings) -> Iterator[Check]:
     yield from _topic_checks(settings.kafka)
     yield from _security_checks(settings.kafka)
     yield from _file_checks(settings)
+    yield from _control_checks(settings.control)
     models, batch, limits = settings.models, settings.batch, settings.limits
     if models.default not in models.active:
         names = ", ".join(models.active) or "none"
@@ -333,10 +327,35 @@ def _sasl_fields(kafka: KafkaSettings) -> set[str]:
 
 
 def _file_checks(settings: Settings) -> Iterator[Check]:
-    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
-        file = getattr(settings.kafka, name)
-        if file is not None and not file.is_file():
-            yield (f"kafka.{name}",), f"{file} is no file"
+    for section in ("kafka", "control"):
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+            file = getattr(getattr(settings, section), name)
+            if file is not None and not file.is_file():
+                yield (f"{section}.{name}",), f"{file} is no file"
     repository = settings.models.repository
-    if repository is not None and not Path(repository).is_dir():
+    if repository is not None and "://" not in repository and not Path(repository).is_dir():
         yield ("models.repository",), f"{repository} is no folder"
+
+
+def _control_checks(control: ControlSettings) -> Iterator[Check]:
+    given = [
+        name
+        for name in ("username", "password", "ssl_cafile", "ssl_certfile", "ssl_keyfile")
+        if getattr(control, name) is not None
+    ]
+    if control.url is None:
+        for name in (*given, *(["labels"] if control.labels else [])):
+            yield (f"control.{name}", "control.url"), "set, but there is no control channel"
+        return
+    if not re.fullmatch(r"rediss?://[^/?#\s@]+(/\d+)?", control.url):
+        yield (
+            ("control.url",),
+            "expected redis://HOST:PORT/DB or rediss://... (user and password are own settings)",
+        )
+    elif not control.url.startswith("rediss:"):
+        for name in (name for name in given if name.startswith("ssl_")):
+            yield (f"control.{name}", "control.url"), "set, but only rediss:// uses it"
+    if control.ssl_keyfile and not control.ssl_certfile:
+        yield ("control.ssl_keyfile", "control.ssl_certfile"), "a key file needs its certificate"
+    if control.username is not None and control.password is None:
+        yield ("control.username", "control.password"), "a user needs a password"

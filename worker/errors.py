@@ -6,6 +6,9 @@ DarkroomError
 ├── DeviceError            the required device is absent or lost                         exit 4
 ├── BrokerRefused          the brokers answer and refuse us                              exit 5
 ├── BrokerUnavailable      the brokers do not answer: tried again, or given up on        exit 7
+├── ControlUnavailable     Redis does not answer (or refuses us): tried again            exit 7
+├── StateError             a desired state, or what else is on the control channel:
+│                          refused, what was served before goes on
 ├── RecordFault            one record, by its own fault: failed + dead letter
 ├── RecordSkipped          one record, by the moment's fault: skipped, can be redriven
 ├── EngineFault            an engine died, hung or failed at everything: respawn, run again
@@ -33,12 +36,21 @@ class ModelError(DarkroomError):
 
     exit_code = 3
 
-    def __init__(self, message: str, *, file: str | None = None, field: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        field: str | None = None,
+        code: str = "model.invalid",
+    ) -> None:
         where = ": ".join(part for part in (file, field) if part)
         super().__init__(f"{where}: {message}" if where else message)
         self.message = message
         self.file = file
         self.field = field
+        self.code = code
+        """What an acknowledgement calls it: `model.absent`, `headroom`, ... (`control/answers`)."""
 
 
 class DeviceError(DarkroomError):
@@ -57,6 +69,21 @@ class BrokerUnavailable(DarkroomError):  # noqa: N818 - the name is the whole se
     """No broker answered inside the deadline."""
 
     exit_code = 7
+
+
+class ControlUnavailable(DarkroomError):  # noqa: N818 - the name is the whole sentence
+    """Redis did not answer inside the deadline, or refused us; the text says which."""
+
+    exit_code = 7
+
+
+class StateError(DarkroomError):
+    """What is on the control channel cannot be used; the text names every field that is wrong."""
+
+    def __init__(self, message: str, *, code: str = "state.invalid") -> None:
+        super().__init__(message)
+        self.code = code
+        """What an acknowledgement calls it (`control/answers.Code`)."""
 
 
 class RecordFault(DarkroomError):  # noqa: N818 - a fault, in the words of the architecture

@@ -5,6 +5,7 @@ Nothing here does anything. Tuples rather than dataclasses: they are made for ev
 
 from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -190,3 +191,5 @@ class Limits(NamedTuple):
     """Bytes of rows in a batch, at most."""
     image_max_bytes: int
     image_max_pixels: int
+    thresholds: Mapping[str, float] = MappingProxyType({})
+    """Head -> least score that is reported; those of the manifest where a head is not named."""

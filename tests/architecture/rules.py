@@ -28,8 +28,9 @@ WORKER_SIDE = {"kafka", "inference", "models", "control", "telemetry"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "errors": {"types"},
-    "config": {"errors", "types", "config_sources"},
+    "config": {"errors", "types", "config_sources", "config_words"},
     "config_sources": {"errors", "types"},
+    "config_words": set(),
     "protocol": {"errors", "types"},
     "vision": {"errors", "types", "protocol", "models.manifest"},
     "engine": {"errors", "types", "protocol", "models.manifest", "models.files", "vision"},

@@ -1,59 +1,73 @@
 """Which model version serves a request, and why: one table, one pure function.
 
-It knows nothing of engines: what the table calls active is served, whoever serves it.
+It knows nothing of engines: what the table says is served, whoever serves it.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
-from worker.errors import RecordFault, RecordSkipped
-from worker.types import ModelRef, Reason, Request, SkipReason
+from worker.types import ModelRef
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Match(NamedTuple):
+    """What a record must say for a rule to hold: all of it."""
+
+    topic: str | None = None
+    tags: Mapping[str, str] = NOTHING
+    headers: Mapping[str, str] = NOTHING
+    """By lower-case name; the last value of a repeated header counts."""
+
+
+class Rule(NamedTuple):
+    """Records that match go to a version; the first rule that holds decides."""
+
+    name: str
+    when: Match
+    version: str
+    """A version or an alias."""
+
+
+class Pin(NamedTuple):
+    """This worker serves one version of the model, whatever rollouts and rules say."""
+
+    version: str
+    strict: bool = True
+    """A record that asks for another version is skipped; else it is served what it asks for."""
+
+
+class Routes(NamedTuple):
+    """How records find their version of one model on this worker; replaced whole."""
+
+    serving: str | None
+    """What is served to a record that nothing else decides of; None: no version yet."""
+    versions: frozenset[str]
+    """All that the fleet has of this model; others are unknown."""
+    aliases: Mapping[str, str] = NOTHING
+    pin: Pin | None = None
+    rules: tuple[Rule, ...] = ()
+    split: tuple[tuple[str, int], ...] = ()
+    """(version or alias, weight), weights above 0; keys stay where they are while others grow."""
+    fallback_model: str | None = None
+    """Serves while the version is not to be had (its breaker is open, it cannot be loaded)."""
+    generation: int | None = None
+    """Of the desired state that these routes are of; None when that comes from the settings."""
 
 
 class RoutingTable(NamedTuple):
-    """What the router looks at, replaced whole. Pins, rules and splits will be fields of it."""
+    """What the router looks at, replaced whole."""
 
     default: str
     """Serves a request that names no model."""
-    named: Mapping[str, str]
-    """Model name -> version that the desired state names, whether this worker has it or not."""
-    active: Mapping[str, str]
-    """Model name -> version that this worker serves."""
-    generation: int | None = None
-    """Of the desired state; None when that comes from the settings."""
+    models: Mapping[str, Routes]
+    down: frozenset[ModelRef] = frozenset()
+    """Versions whose breaker is open: their model's fallback serves where there is one."""
 
 
 class Route(NamedTuple):
     model: ModelRef
     reason: str
-
-
-def route(request: Request, table: RoutingTable) -> Route:
-    """Return the version that serves this request.
-
-    Raises RecordFault for what the desired state does not name (the record's fault), and
-    RecordSkipped for what it names but this worker cannot serve now (the moment's).
-    """
-    name = request.model if request.model is not None else table.default
-    active = table.active.get(name)
-    if active is not None and request.version in (None, active):
-        return Route(ModelRef(name, active), "active" if request.version is None else "asked")
-    raise _refusal(name, request.version, table)
-
-
-def _refusal(name: str, version: str | None, table: RoutingTable) -> RecordFault | RecordSkipped:
-    named = table.named.get(name)
-    active = table.active.get(name)
-    if named is None and active is None:
-        known = ", ".join(sorted(table.named)) or "none"
-        return RecordFault(
-            Reason.MODEL_UNKNOWN, f"there is no model {name!r}; models served here: {known}"
-        )
-    if version in (None, named):
-        return RecordSkipped(
-            SkipReason.VERSION_UNAVAILABLE, f"this worker cannot serve {name}/{named} now"
-        )
-    return RecordFault(
-        Reason.MODEL_VERSION_UNKNOWN,
-        f"model {name!r} has no version {version!r}; the version served is {active or named!r}",
-    )
+    """`pin`, `asked`, `rule:NAME`, `split`, `active` or `fallback`."""
+    generation: int | None
