@@ -1,26 +1,26 @@
 """The one place that knows everything: builds the worker, starts and stops it, in order."""
 
 import asyncio
-import contextlib
-import ctypes
-import gc
 import os
-import signal
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from importlib.metadata import version
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
 from worker.config import Settings
-from worker.control.messages import desired
-from worker.control.reconciler import reconcile
+from worker.control.agent import Agent, Identity
+from worker.control.channel import Channel
+from worker.control.fixed import Fixed
+from worker.control.memory import Memory
+from worker.control.messages import settings_state
+from worker.control.reconciler import Reconciler
 from worker.errors import BrokerUnavailable
+from worker.fleet import Host
 from worker.inference.budget import budget_of, limits_of
 from worker.inference.dispatcher import Finished
 from worker.inference.process import spawn_process
@@ -37,6 +37,7 @@ from worker.membership import Membership
 from worker.models.registry import EngineOptions, Registry
 from worker.models.repository import Repository, demo_repository
 from worker.pipeline import Pipeline
+from worker.process import NOT_DRAINED, settle_memory, signals
 from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Outcomes
 from worker.telemetry.health import Health, State
@@ -45,20 +46,21 @@ from worker.types import ModelRef
 
 _RETRY_S = 2.0
 _FAILED_DRAIN_S = 3.0
-_ONE_SIGNAL_S = 0.5
-_GC_ALLOCATIONS = 20_000
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BUFFER_BYTES = 32 << 20
-_KEPT_BYTES = 64 << 20
 _LOOK_S = 0.2
 _ENGINES_DEADLINE_S = 5.0
-_EXIT_SLACK_S = 15.0
-
-NOT_DRAINED = 7
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
+
+
+class _Crew(NamedTuple):
+    """What decides, and has, the models that are served; there before any connection to Kafka."""
+
+    registry: Registry
+    host: Host
+    agent: Agent | Fixed
+    following: asyncio.Task[None]
 
 
 class Worker:
@@ -83,7 +85,7 @@ class Worker:
         health = Health(
             self._metrics, self._state, host=settings.http.host, port=settings.http.port
         )
-        with _signals(self._stop, deadline_s=settings.shutdown.drain_deadline_s):
+        with signals(self._stop, deadline_s=settings.shutdown.drain_deadline_s):
             try:
                 port = await health.start()
                 log.info("worker starting", worker=self._id, http=f"{settings.http.host}:{port}")
@@ -93,29 +95,31 @@ class Worker:
 
     async def _serve(self, until_idle_s: float | None) -> int:
         registry = self._registry()
+        host = Host(registry, self._state)
+        agent = self._agent(registry, host)
+        following = asyncio.create_task(agent.run(), name="agent")
+        crew = _Crew(registry, host, agent, following)
         try:
-            prepared = await self._unless_stopped(self._prepared(registry))
+            prepared = await self._unless_stopped(self._prepared(crew))
             if prepared is None:
                 return 0  # stopped before anything was taken in
             facts, producer = prepared
-            return await self._consume(registry, facts, producer, until_idle_s=until_idle_s)
+            return await self._consume(crew, facts, producer, until_idle_s=until_idle_s)
         finally:
+            following.cancel()
+            await asyncio.wait((following,))
+            await agent.leave()
             await registry.close(_ENGINES_DEADLINE_S)
 
     async def _consume(
-        self,
-        registry: Registry,
-        facts: TopicFacts,
-        producer: Producer,
-        *,
-        until_idle_s: float | None,
+        self, crew: _Crew, facts: TopicFacts, producer: Producer, *, until_idle_s: float | None
     ) -> int:
         settings = self._settings
         bound = Bound(
             max_records=settings.limits.in_flight_records,
             max_bytes=settings.limits.in_flight_bytes,
             max_s=settings.limits.in_flight_s,
-            floor=4 * registry.capacity_rows,
+            floor=1,  # the host sets it by what is loaded
         )
         consumer = Consumer(
             settings.kafka,
@@ -131,23 +135,34 @@ class Worker:
             failpoints=self._failpoints,
         )
         owned = Owned(delivery, bound, metrics=self._metrics, failpoints=self._failpoints)
-        self._pipeline = pipeline = self._new_pipeline(registry, facts, consumer, owned)
+        self._pipeline = pipeline = self._new_pipeline(crew.registry, facts, consumer, owned)
         self._metrics.in_flight_records.set_function(lambda: bound.records)
         self._metrics.in_flight_bytes.set_function(lambda: bound.size_bytes)
-        membership = Membership(consumer, owned, registry, self._state, self._metrics)
-        _settle_memory()
+        membership = Membership(
+            consumer,
+            owned,
+            crew.registry,
+            self._state,
+            self._metrics,
+            drain_deadline_s=settings.shutdown.drain_deadline_s,
+        )
+        crew.host.serving(pipeline, membership, bound)
+        settle_memory()
         loops = [
             asyncio.create_task(pipeline.run(), name="pipeline"),
             asyncio.create_task(delivery.run(), name="commit-timer"),
             asyncio.create_task(membership.run(), name="membership"),
         ]
         deadline_s = settings.shutdown.drain_deadline_s
+        ending = (*loops, owned.failed, crew.following)
         try:
-            await self._until_stopped((*loops, owned.failed), pipeline, until_idle_s)
+            await self._until_stopped(ending, pipeline, until_idle_s)
         except BaseException:
             deadline_s = min(deadline_s, _FAILED_DRAIN_S)  # what failed will hardly drain
             raise
         finally:
+            crew.host.stopping = True
+            crew.agent.changed()
             drained = await self._drain(pipeline, owned, consumer, loops, deadline_s=deadline_s)
             await producer.stop()
         return 0 if drained else NOT_DRAINED
@@ -258,15 +273,38 @@ class Worker:
         assert self._pipeline is not None
         self._pipeline.finish(finished)
 
-    async def _load_models(self, registry: Registry) -> None:
-        """Load what the settings name. Raises ModelError when a model cannot be served."""
+    def _agent(self, registry: Registry, host: Host) -> Agent | Fixed:
+        """Return who decides what is served: the fleet's control channel, or the settings."""
+        control, models = self._settings.control, self._settings.models
+        state = settings_state(models.active, models.default, fleet=control.fleet)
+        reconciler = Reconciler(registry, max_loaded=models.max_loaded)
+        if control.url is None:
+            return Fixed(reconciler, host, state)
+        return Agent(
+            Identity(self._id, control.fleet, control.labels, version("darkroom")),
+            Channel(control),
+            reconciler,
+            host,
+            memory=Memory(self._settings.data_dir, control.fleet),
+            settings_state=state,
+            poll_s=control.poll_s,
+            start_wait_s=control.start_wait_s,
+        )
+
+    async def _models_ready(self, crew: _Crew) -> None:
+        """Wait until the first state was carried out.
+
+        Raises ModelError when the settings' models cannot be served; what the control channel
+        names and cannot be served is answered there, and waited for.
+        """
         self._state.unready("models", "loading")
-        models = self._settings.models
-        failures = await reconcile(desired(models.active, models.default), registry)
-        for failure in failures:
-            if failure.step.ref.name == models.default or not registry.active:
-                raise failure.error
-        self._state.ready("models")
+        started = asyncio.create_task(crew.agent.started.wait(), name="models")
+        await asyncio.wait((started, crew.following), return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if crew.following.done():
+            crew.following.result()
+        if crew.registry.ready:
+            self._state.ready("models")
         self._state.ready("worker")
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
@@ -281,10 +319,10 @@ class Worker:
             stop.cancel()
             await asyncio.wait((task, stop))
 
-    async def _prepared(self, registry: Registry) -> tuple[TopicFacts, Producer]:
+    async def _prepared(self, crew: _Crew) -> tuple[TopicFacts, Producer]:
         """Load the models; then ask for our topics and start a producer until brokers answer."""
         self._state.unready("group", "not joined yet")
-        await self._load_models(registry)
+        await self._models_ready(crew)
         while True:
             try:
                 facts = await inspect_topics(self._settings.kafka)
@@ -297,49 +335,3 @@ class Worker:
             else:
                 self._state.ready("kafka")
                 return facts, producer
-
-
-def _settle_memory() -> None:
-    """Tune this process's memory for records that come and go."""
-    # What is alive now lives as long as the worker: the collector need not look at it again,
-    # nor so often at what records leave (measured: 1.4 to 3.9 us a record).
-    gc.freeze()
-    gc.set_threshold(_GC_ALLOCATIONS, 20, 50)
-    # Buffers of megabytes are needed again at once: giving them back to the system each time costs
-    # their page faults (measured: 100 us for a picture of 120 kB, a sixth of the worker's CPU).
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BUFFER_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-
-
-@contextlib.contextmanager
-def _signals(stop: asyncio.Event, *, deadline_s: float) -> Iterator[None]:
-    """Drain at the first SIGTERM or SIGINT; end at once at a second, or when the drain hangs."""
-    loop = asyncio.get_running_loop()
-    last: list[threading.Timer] = []
-    asked_s = 0.0
-
-    def asked(name: str) -> None:
-        nonlocal asked_s
-        if stop.is_set():
-            if time.monotonic() - asked_s < _ONE_SIGNAL_S:
-                return  # the same one, sent to us and to our process group
-            log.warning("second signal: stopping at once", signal=name)
-            os._exit(NOT_DRAINED)
-        asked_s = time.monotonic()
-        log.info("draining", signal=name)
-        stop.set()
-        timer = threading.Timer(deadline_s + _EXIT_SLACK_S, os._exit, (NOT_DRAINED,))
-        timer.daemon = True
-        timer.start()
-        last.append(timer)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number.name)
-    try:
-        yield
-    finally:
-        for timer in last:
-            timer.cancel()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from worker.control.messages import Action
 from worker.errors import BrokerRefused, BrokerUnavailable
 from worker.kafka.consumer import Consumer
 from worker.kafka.owned import Owned
@@ -30,21 +31,45 @@ class Membership:
     """Models warm -> join; no model to be had for long -> leave, so that others take over."""
 
     def __init__(
-        self, consumer: Consumer, owned: Owned, registry: Registry, state: State, metrics: Metrics
+        self,
+        consumer: Consumer,
+        owned: Owned,
+        registry: Registry,
+        state: State,
+        metrics: Metrics,
+        *,
+        drain_deadline_s: float,
     ) -> None:
         self._consumer = consumer
         self._owned = owned
         self._registry = registry
         self._state = state
         self._metrics = metrics
+        self._drain_deadline_s = drain_deadline_s
+        self._hold: Action | None = None
         self._unready_since_s: float | None = None
         self._joining_since_s: float | None = None
         self._joined_once = False
         self._lag_at_s = 0.0
+        self._lag: int | None = None
         self._restarts: dict[ModelRef, int] = {}
         self._shown: frozenset[Partition] = frozenset()
         self._seen: dict[Partition, tuple[tuple[int, int], float]] = {}
         """Partition -> ((epoch, position), when it last moved or had a reason not to)."""
+
+    @property
+    def lag(self) -> int | None:
+        """Records behind the ends of our partitions, when last looked at; None: not yet."""
+        return self._lag
+
+    @property
+    def out(self) -> bool:
+        """Whether we are not in the group, nor about to join."""
+        return not self._consumer.member
+
+    def hold(self, action: Action | None) -> None:
+        """Keep out of the group (drain) until another word comes; a pause changes nothing here."""
+        self._hold = action
 
     async def run(self) -> None:
         """Look for ever."""
@@ -55,9 +80,14 @@ class Membership:
     async def look(self, now_s: float) -> None:
         """Look once, and do what follows. Raises BrokerRefused when the brokers refuse us."""
         self._look_at_models(now_s)
+        drained = self._hold is Action.DRAIN
         if not self._consumer.member:
-            if self._registry.ready:
+            if self._registry.ready and not drained:
                 await self._join()
+        elif drained:
+            log.info("leaving the group: drained by command")
+            await self._owned.revoked(self._drain_deadline_s)
+            await self._consumer.leave()
         elif self._unready_since_s is not None and now_s - self._unready_since_s > _LEAVE_AFTER_S:
             log.warning("leaving the group: no model can be served", seconds=_LEAVE_AFTER_S)
             await self._owned.revoked(0.0)
@@ -129,9 +159,11 @@ class Membership:
         for topic, number in self._shown - partitions:
             self._metrics.consumer_lag.remove(topic, str(number))
         self._shown = (self._shown & partitions) | ends.keys()
+        self._lag = 0
         for partition, (position, end) in ends.items():
             committed = self._owned.committed(partition)
             lag = end - (position if committed is None else committed)
+            self._lag += lag
             self._metrics.consumer_lag.labels(partition.topic, str(partition.partition)).set(lag)
 
     def _stuck(self, partition: Partition, position: int, end: int, now_s: float) -> bool:

@@ -5,6 +5,7 @@ Runtime: `app` hands it the consumer, the registry, and the partitions that are 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,8 @@ class Pipeline:
         self._served = metrics.records.labels("ok", "")
         self._resolving: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
+        self._open = asyncio.Event()
+        self._open.set()
         self._step_at_s = 0.0
         self._idle_since_s: float | None = None
 
@@ -82,6 +85,10 @@ class Pipeline:
             if not await self._owned.has_room(_REST_S):
                 await self._consumer.rest()
                 continue
+            if not self._open.is_set():
+                await self._consumer.rest()
+                await self._paused()
+                continue
             room = min(self._owned.bound.room, _POLL_RECORDS)
             records = await self._consumer.poll(max_records=room, timeout_s=_POLL_S)
             if self._stopping.is_set():
@@ -95,6 +102,14 @@ class Pipeline:
     def stop(self) -> None:
         """Take nothing more in; what is in flight goes on."""
         self._stopping.set()
+        self._open.set()
+
+    def pause(self) -> None:
+        """Take nothing in until `resume`; stay a member of the group."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        self._open.set()
 
     def _serve(self, records: Sequence[Record]) -> None:
         """Carry records through the first four stops; their life is read off here, line by line."""
@@ -223,6 +238,12 @@ class Pipeline:
                     self._metrics.records.labels("skipped", reason).inc()
                 case Predicted():
                     pass
+
+    async def _paused(self) -> None:
+        """Wait until records may come in again, no longer than a member may go without a poll."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REST_S):
+                await self._open.wait()
 
     async def _rested(self) -> None:
         """Nothing came: note idleness, and step over what is no record (control records)."""

@@ -28,6 +28,8 @@ class State:
     def __init__(self) -> None:
         self.unready_because: dict[str, str] = {"worker": "starting"}
         self.dead_because: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
+        """What is amiss and stops nothing (the control channel does not answer)."""
 
     @property
     def is_ready(self) -> bool:
@@ -151,13 +153,17 @@ class Health:
         return _answer("alive", reasons)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        return _answer("ready", {**self._state.unready_because, **self._state.dead_because})
+        reasons = {**self._state.unready_because, **self._state.dead_because}
+        return _answer("ready", reasons, notes=self._state.notes)
 
     async def _exposition(self, _: web.Request) -> web.Response:
         body = self._metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
-def _answer(word: str, reasons: Mapping[str, str]) -> web.Response:
+def _answer(
+    word: str, reasons: Mapping[str, str], *, notes: Mapping[str, str] | None = None
+) -> web.Response:
     status = 503 if reasons else 200
-    return web.json_response({word: not reasons, "reasons": reasons}, status=status)
+    said = {word: not reasons, "reasons": reasons, **({"notes": notes} if notes else {})}
+    return web.json_response(said, status=status)

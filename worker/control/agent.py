@@ -1,0 +1,372 @@
+"""A worker's part in its fleet: looks at the desired state, makes it so, answers, steps rollouts.
+
+Redis is asked and told here, and nothing that serves records ever waits for it: what it does not
+answer is asked again, while the worker serves on what it has. `judge` decides what to make of what
+was read, `rollout.step` what the fleet does next; here is only what must be done about it.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import structlog
+
+from worker.control.answers import Ack, Answer, Code, encode_ack
+from worker.control.channel import Members
+from worker.control.documents import parse_ack
+from worker.control.judge import Known, Missing, New, Refused, Same, judge
+from worker.control.memory import Memory
+from worker.control.messages import Action, DesiredState, Phase, digest, encode_state
+from worker.control.reconciler import Reconciler, Report
+from worker.control.rollout import step
+from worker.control.wanted import Wanted, wanted
+from worker.errors import ControlUnavailable, StateError
+
+BEAT_S = 5.0
+TTL_S = 15.0
+"""A worker that has not answered for so long is no member any more."""
+_ROLLOUT_LOOK_S = 2.0
+_FIRST_LOOK_S = 1.0
+_RESTORE_WITHIN_S = 1.0
+
+_log = structlog.get_logger()
+
+
+class Identity(NamedTuple):
+    """Who answers."""
+
+    worker: str
+    fleet: str
+    labels: Mapping[str, str]
+    build: str
+
+
+class Port(Protocol):
+    """What the agent needs of the control channel; all but `watch` raise ControlUnavailable."""
+
+    async def read(self) -> bytes | None: ...
+
+    async def write(
+        self, document: bytes, *, expected: int | None, command: str, by: str
+    ) -> bool: ...
+
+    async def announce(self, worker: str, ack: bytes, *, ttl_s: float) -> None: ...
+
+    async def depart(self, worker: str) -> None: ...
+
+    async def members(self) -> Members: ...
+
+    async def watch(self, wake: Callable[[], None]) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Host(Protocol):
+    """What the agent tells, and asks of, the worker that it is part of."""
+
+    def vitals(self, ack: Ack) -> Ack:
+        """Return the answer with what only the worker knows: state, models, device, lag."""
+
+    def hold(self, action: Action | None) -> None:
+        """Take no records (pause), leave the group too (drain), or serve (None)."""
+
+    def applied(self) -> None:
+        """Versions or limits may have changed."""
+
+    def unreachable(self, why: str | None) -> None:
+        """The control channel does not answer, and why; None: it does."""
+
+
+class Agent:
+    """One worker's member of the fleet. `run` for ever, then `leave`."""
+
+    def __init__(
+        self,
+        me: Identity,
+        channel: Port,
+        reconciler: Reconciler,
+        host: Host,
+        *,
+        memory: Memory,
+        settings_state: DesiredState,
+        poll_s: float,
+        start_wait_s: float,
+    ) -> None:
+        self._me = me
+        self._channel = channel
+        self._reconciler = reconciler
+        self._host = host
+        self._memory = memory
+        self._settings_state = settings_state
+        self._poll_s = poll_s
+        self._start_wait_s = start_wait_s
+        self._woken = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._state: DesiredState | None = None
+        """What this worker is, or is becoming."""
+        self._known: Known | None = None
+        self._applied: Known | None = None
+        self._report: Report | None = None
+        """Of the last pass; None while one is under way."""
+        self._refused: Refused | None = None
+        self._note: str | None = None
+        self._becoming: asyncio.Task[None] | None = None
+        self._crash: BaseException | None = None
+        self._retry_at_s = 0.0
+        self._said: tuple[Answer, str | None] | None = None
+        self.started = asyncio.Event()
+        """Set when the first state was carried out, or what could be of it."""
+
+    async def run(self) -> None:
+        """Follow the desired state until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._channel.watch(self._woken.set), name="control-watch")
+                group.create_task(self._beat(), name="control-beat")
+                group.create_task(self._follow(), name="control-follow")
+        finally:
+            if self._becoming is not None:
+                self._becoming.cancel()
+                await asyncio.wait((self._becoming,))
+            await self._reconciler.close()
+
+    async def leave(self) -> None:
+        """Say goodbye, so that nobody waits for this worker; then close the channel."""
+        with contextlib.suppress(ControlUnavailable):
+            await self._channel.depart(self._me.worker)
+        await self._channel.aclose()
+
+    def changed(self) -> None:
+        """Answer now: something that others see has changed."""
+        self._changed.set()
+
+    async def _follow(self) -> None:
+        self._take(await self._first_state())
+        while True:
+            rollout = self._state.rollout if self._state else None
+            busy = rollout is not None and rollout.phase is Phase.PREPARE
+            pause_s = min(self._poll_s, _ROLLOUT_LOOK_S) if busy else self._poll_s
+            await _event(self._woken, pause_s * random.uniform(0.8, 1.2))
+            if self._crash is not None:
+                raise self._crash
+            await self._look()
+
+    async def _first_state(self) -> DesiredState:
+        """Return what to begin with: Redis's word, else the disk's, else (in time) the settings'."""
+        remembered = await asyncio.to_thread(self._memory.load)
+        if remembered is not None:
+            self._known = _known(remembered)
+        until_s = time.monotonic() + self._start_wait_s
+        while True:
+            state = await self._first_look(remembered)
+            if state is not None:
+                return state
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                self._note = "no desired state was found: serving the versions of its settings"
+                _log.warning("control.none", why=self._note, waited_s=self._start_wait_s)
+                return self._settings_state
+            await _event(self._woken, min(_FIRST_LOOK_S, left_s))
+
+    async def _first_look(self, remembered: DesiredState | None) -> DesiredState | None:
+        try:
+            data = await self._channel.read()
+            alone = not (await self._channel.members()).acks.keys() - {self._me.worker}
+        except ControlUnavailable as error:
+            self._unreachable(error)
+            return remembered
+        self._host.unreachable(None)
+        match judge(data, self._me.fleet, self._known):
+            case New(state):
+                return state
+            case Refused() as refused:
+                self._refused = refused
+            case Missing() if remembered is None and alone:
+                self._note = "there is no desired state yet: serving the versions of its settings"
+                _log.info("control.none", why=self._note)
+                return self._settings_state
+            case Same() | Missing():
+                pass
+        return remembered
+
+    async def _look(self) -> None:
+        try:
+            data = await self._channel.read()
+            self._host.unreachable(None)
+            await self._heed(data)
+            await self._step()
+        except ControlUnavailable as error:
+            self._unreachable(error)
+        failed = self._report is not None and self._report.failures
+        if failed and self._becoming is None and time.monotonic() >= self._retry_at_s:
+            self._become()  # what failed may pass now: a repository that lagged, a breaker
+
+    async def _heed(self, data: bytes | None) -> None:
+        verdict = judge(data, self._me.fleet, self._known)
+        before, self._refused = self._refused, None
+        match verdict:
+            case New(state):
+                self._take(state)
+            case Refused(code, reason):
+                self._refused = verdict
+                if verdict != before:
+                    _log.error("control.refused", code=code.value, why=reason)
+            case Missing():
+                _log.warning("control.missing", serving_on=self._known is not None)
+            case Same():
+                pass
+        if self._refused != before:
+            self._changed.set()
+        if verdict.restore is not None and self._known is not None:
+            # Several workers come to it; who is second loses the compare-and-set, harmlessly.
+            await asyncio.sleep(random.uniform(0, _RESTORE_WITHIN_S))
+            restored = await self._channel.write(
+                verdict.restore, expected=verdict.expected, command="restore", by=self._me.worker
+            )
+            if restored:
+                _log.warning("control.restored", generation=self._known.generation)
+
+    async def _step(self) -> None:
+        """Move the rollout on, if it is this worker that sees first that it can."""
+        state = self._state
+        if (
+            self._refused is not None
+            or state is None
+            or state.rollout is None
+            or state.rollout.phase is not Phase.PREPARE
+        ):
+            return
+        now_ms, acks = await self._channel.members()
+        following = step(state, _readable(acks, self._me.fleet), now_ms)
+        if following is None:
+            return
+        following = following._replace(written_by=self._me.worker, written_at_ms=now_ms)
+        written = await self._channel.write(
+            encode_state(following),
+            expected=state.generation,
+            command=f"rollout {state.rollout.id}",
+            by=self._me.worker,
+        )
+        if written:
+            self._take(following)
+
+    def _take(self, state: DesiredState) -> None:
+        """Begin to be what the state says; what an older one had begun and this does not is given up."""
+        self._state = state
+        if state.generation is not None:
+            self._known = _known(state)
+            self._note = None
+        _log.info("control.state", generation=state.generation, written_by=state.written_by)
+        self._report = None
+        self._become()
+
+    def _become(self) -> None:
+        if self._becoming is not None:
+            self._becoming.cancel()
+        self._becoming = asyncio.create_task(self._make_so(), name="control-reconcile")
+        self._becoming.add_done_callback(self._became)
+        self._changed.set()
+
+    async def _make_so(self) -> None:
+        state = self._state
+        assert state is not None
+        want = wanted(state, self._me.worker, self._me.labels)
+        self._host.hold(want.hold)
+        report = await self._reconciler.apply(want)
+        self._report = report
+        self._retry_at_s = time.monotonic() + self._poll_s
+        self._host.applied()
+        self.started.set()
+        self._changed.set()
+        if not any(not failure.preparing for failure in report.failures):
+            self._applied = self._known if state.generation is not None else None
+            if state.generation is not None:
+                await asyncio.to_thread(self._memory.save, state)
+
+    def _became(self, task: asyncio.Task[None]) -> None:
+        if self._becoming is task:
+            self._becoming = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash = error  # a mistake of ours: the worker must not go on as if all were well
+            self._woken.set()
+
+    async def _beat(self) -> None:
+        """Answer at once when something changed, and every few seconds to be known alive."""
+        while True:
+            await _event(self._changed, BEAT_S * random.uniform(0.8, 1.0))
+            ack = self._ack()
+            try:
+                await self._channel.announce(self._me.worker, encode_ack(ack), ttl_s=TTL_S)
+            except ControlUnavailable as error:
+                self._unreachable(error)
+                continue
+            said = (ack.answer, ack.prepared)
+            if said != self._said:
+                self._said = said
+                self._woken.set()  # it may be what a rollout waited for
+
+    def _ack(self) -> Ack:
+        answer, code, reason = self._answer()
+        applied, report = self._applied, self._report
+        return self._host.vitals(
+            Ack(
+                fleet=self._me.fleet,
+                worker=self._me.worker,
+                state="starting",
+                epoch=self._known.epoch if self._known else "",
+                observed=self._known.generation if self._known else None,
+                generation=applied.generation if applied else None,
+                digest=applied.digest if applied else None,
+                answer=answer,
+                code=code,
+                reason=reason,
+                prepared=report.prepared if report else None,
+                proof=report.proof if report else None,
+                labels=self._me.labels,
+                build=self._me.build,
+                sent_at_ms=int(time.time() * 1000),
+            )
+        )
+
+    def _answer(self) -> tuple[Answer, Code | None, str | None]:
+        if self._refused is not None:
+            return Answer.NACK, self._refused.code, self._refused.reason
+        if self._report is None or self._note is not None:
+            return Answer.PENDING, None, self._note
+        failures = self._report.failures
+        if not failures:
+            return Answer.ACK, None, None
+        absent = all(failure.code is Code.MODEL_ABSENT for failure in failures)
+        worst = next((f for f in failures if f.code is not Code.MODEL_ABSENT), failures[0])
+        reason = "; ".join(f"{failure.ref}: {failure.error}" for failure in failures)
+        return (Answer.PENDING if absent else Answer.NACK), worst.code, reason
+
+    def _unreachable(self, error: ControlUnavailable) -> None:
+        self._host.unreachable(str(error))
+
+
+def _known(state: DesiredState) -> Known:
+    assert state.generation is not None
+    return Known(state.epoch, state.generation, digest(state), encode_state(state))
+
+
+def _readable(acks: Mapping[str, bytes], fleet: str) -> dict[str, Ack]:
+    """Return the answers that can be read: what others put there must not stop a rollout."""
+    found = {}
+    for worker, data in acks.items():
+        with contextlib.suppress(StateError):
+            ack = parse_ack(data)
+            if ack.fleet == fleet:
+                found[worker] = ack
+    return found
+
+
+async def _event(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for an event, no longer than this, and clear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    event.clear()
