@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 OWNERS: dict[str, set[str]] = {
     "aiokafka": {"kafka", "local"},
-    "aiohttp": {"telemetry", "demo"},
+    "aiohttp": {"telemetry", "demo", "models"},
     "cramjam": {"kafka"},
     "cv2": {"vision"},
     "fsspec": {"models"},

@@ -1,58 +1,98 @@
-"""What a model version declares, and what an engine says of it: the facts that `models` shows."""
+"""Which versions a command means, and the facts that `models` shows of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.config import Settings
 from worker.errors import CommandError
 from worker.inference.budget import budget_of, limits_of
 from worker.inference.engines import Engine, EngineSpec
 from worker.inference.process import spawn_process
-from worker.models.files import verify_files
-from worker.models.manifest import MANIFEST_NAME, Step, load_manifest
-from worker.models.repository import Repository, demo_repository
+from worker.models.cache import cache_of
+from worker.models.files import names_below, verify_files
+from worker.models.manifest import MANIFEST_NAME, Step
+from worker.models.repository import Repository, Version, demo_repository
 from worker.protocol.messages import Load
 from worker.types import ModelRef
 
 
-def chosen(
-    targets: Sequence[str], settings: Settings, repository: Path | None
-) -> dict[ModelRef, Path]:
-    """Return the folder of every version meant; without targets all there are and the active ones.
+class Chosen(NamedTuple):
+    """A version that a command means, there or not."""
 
-    Raises CommandError for a target that is neither in the repository nor a version's folder,
-    ModelError when the repository cannot be read.
+    ref: ModelRef
+    repository: Repository
+
+
+def chosen(
+    targets: Sequence[str], settings: Settings, location: str | None, *, fetch: bool = False
+) -> list[Chosen]:
+    """Return the versions meant, of the repository at `location` or that of the settings.
+
+    Without targets: all there are and the active ones; with `fetch` (then also what is local goes
+    through the cache) the active ones alone. Raises CommandError for a target that cannot be one,
+    ModelError when the repository must be listed and cannot, SettingsError for a URL without a
+    driver.
     """
-    named = settings.models.repository
-    root = (repository or (Path(named) if named else demo_repository())).resolve()
-    known = {ref: root / ref.name / ref.version for ref in Repository(root, None).versions()}
-    if not targets and not known:
-        raise CommandError(f"{root} holds no NAME/VERSION/{MANIFEST_NAME}")
-    found: dict[ModelRef, Path] = {} if targets else dict(known)
-    if not targets and repository is None:  # what the worker would ask for, there or not
-        active = (ModelRef(name, version) for name, version in settings.models.active.items())
-        found |= {ref: root / ref.name / ref.version for ref in active}
-    for target in targets:
-        folder = Path(target).resolve()
-        here = {ref: at for ref, at in known.items() if target in {ref.name, str(ref)}}
-        if not here and (folder / MANIFEST_NAME).is_file():
-            here = {ModelRef(folder.parent.name, folder.name): folder}
-        if not here:
-            there = ", ".join(map(str, known)) or "none"
-            raise CommandError(f"{target!r} is no model, version or folder; {root} has {there}")
-        found |= here
+    at = partial(_repository, settings, fetch=fetch)
+    repository = at(location or settings.models.repository or demo_repository())
+    found = [one for target in targets for one in _meant(target, repository, at)]
+    if not targets and not fetch:
+        found = [Chosen(ref, repository) for ref in repository.versions()]
+        if not found:
+            raise CommandError(f"{repository.where} holds no NAME/VERSION/{MANIFEST_NAME}")
+    if not targets and (fetch or location is None):  # what the worker would ask for, there or not
+        active = settings.models.active.items()
+        found += [Chosen(ModelRef(name, version), repository) for name, version in active]
+    return list(dict.fromkeys(found))
+
+
+def _repository(settings: Settings, location: str | Path, *, fetch: bool) -> Repository:
+    """Return a repository that reads what is local in place, unless it is to be fetched."""
+    is_url = "://" in str(location)
+    return Repository(
+        location if is_url else Path(location).resolve(),
+        cache=cache_of(settings) if fetch or is_url else None,
+        seen_file=settings.data_dir / "seen.json" if fetch else None,
+    )
+
+
+def _meant(target: str, repository: Repository, at: Callable[[Path], Repository]) -> list[Chosen]:
+    folder = Path(target).resolve()
+    if (folder / MANIFEST_NAME).is_file():
+        return [Chosen(ModelRef(folder.parent.name, folder.name), at(folder.parent.parent))]
+    name, _, version = target.partition("/")
+    if name and version and "/" not in version:
+        return [Chosen(ModelRef(name, version), repository)]
+    known = repository.versions()
+    found = [Chosen(ref, repository) for ref in known if ref.name == target]
+    if not found:
+        there = ", ".join(map(str, known)) or "none"
+        raise CommandError(
+            f"{target!r} is no model, version or folder; {repository.where} has {there}"
+        )
     return found
 
 
-def declared(folder: Path) -> dict[str, Any]:
-    """Return what the manifest declares, after the files were held to it. Raises ModelError."""
-    manifest, sha256 = load_manifest(folder)
-    verify_files(folder, manifest)
+def fetched(version: Version) -> dict[str, Any]:
+    """Return where a version lies in the cache, and how much it is."""
+    names = names_below(version.folder)
     return {
-        "folder": str(folder),
-        "manifest_sha256": sha256,
+        "folder": str(version.folder),
+        "manifest_sha256": version.manifest_sha256,
+        "bytes": sum((version.folder / name).stat().st_size for name in names),
+    }
+
+
+def declared(version: Version) -> dict[str, Any]:
+    """Return what the manifest declares, after the files were held to it. Raises ModelError."""
+    manifest = version.manifest
+    verify_files(version.folder, manifest)
+    return {
+        "folder": str(version.folder),
+        "manifest_sha256": version.manifest_sha256,
         "files": dict(manifest.files),
         "batch_max_size": manifest.batch_max_size,
         "inputs": {
@@ -64,16 +104,15 @@ def declared(folder: Path) -> dict[str, Any]:
     }
 
 
-async def proved(ref: ModelRef, folder: Path, settings: Settings) -> dict[str, Any]:
+async def proved(version: Version, settings: Settings) -> dict[str, Any]:
     """Load a version in an engine, as a worker would, and return what the engine says of it.
 
     Raises ModelError (file and field where it has them), DeviceError or EngineFault.
     """
-    _, manifest_sha256 = load_manifest(folder)
     share = budget_of(settings).share(1)
     load = Load(
-        folder=str(folder),
-        manifest_sha256=manifest_sha256,
+        folder=str(version.folder.resolve()),
+        manifest_sha256=version.manifest_sha256,
         lanes=share.lanes,
         limits=limits_of(settings),
         decode_bytes=share.decode_bytes,
@@ -81,7 +120,7 @@ async def proved(ref: ModelRef, folder: Path, settings: Settings) -> dict[str, A
         session=dict(settings.engine.session),
         failpoint=None,
     )
-    engine = await Engine.start(EngineSpec(ref, load, None), spawn_process)
+    engine = await Engine.start(EngineSpec(version.ref, load, None), spawn_process)
     try:
         said = engine.loaded._asdict()
         service_ms = {size: round(ms, 3) for size, ms in engine.loaded.service_ms.items()}

@@ -34,7 +34,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     problems += [
         f"{folder / name}: is not listed in the manifest: add it under files with its"
         " sha256, or remove it"
-        for name in sorted(_names_below(folder) - {*manifest.files, MANIFEST_NAME})
+        for name in sorted(names_below(folder) - {*manifest.files, MANIFEST_NAME})
     ]
     if len(problems) == 1:
         raise ModelError(problems[0])
@@ -43,7 +43,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         raise ModelError(f"{folder}: {len(problems)} files are not as they must be{lines}")
 
 
-def _names_below(folder: Path) -> set[str]:
+def names_below(folder: Path) -> set[str]:
     """Names of all that is no folder, symbolic links to folders too."""
     names = set()
     for parent, folders, files in os.walk(folder):

@@ -120,11 +120,18 @@ class Manifest:
 def load_manifest(folder: Path) -> tuple[Manifest, str]:
     """Read `folder/manifest.yaml`; answer it and the sha256 (hex) of its bytes.
 
-    Raises ModelError: absent, not a regular file, too large, not UTF-8, or as `parse_manifest`.
+    Raises ModelError: absent, not a regular file, or as `read_manifest`.
     """
-    file = str(folder / MANIFEST_NAME)
     with open_regular(folder, MANIFEST_NAME) as stream:
         data = stream.read(MANIFEST_MAX_BYTES + 1)
+    return read_manifest(data, file=str(folder / MANIFEST_NAME))
+
+
+def read_manifest(data: bytes, *, file: str) -> tuple[Manifest, str]:
+    """Answer a manifest and the sha256 (hex) of its bytes; `file` is what errors call it.
+
+    Raises ModelError: too large, not UTF-8, or as `parse_manifest`.
+    """
     if len(data) > MANIFEST_MAX_BYTES:
         raise ModelError(f"is larger than {MANIFEST_MAX_BYTES} bytes", file=file)
     try:

@@ -1,30 +1,34 @@
-"""Models at rest: a folder of `NAME/VERSION/manifest.yaml`, and what was once seen of them.
+"""Model versions at rest: `NAME/VERSION/manifest.yaml` in a folder or at a URL, and in the cache.
 
-It reads manifests only; the files they list are checked where they are opened, in the engine.
+It reads manifests only; the files that they list are held to their digests on the way into the
+cache, and again in the engine that opens them.
 """
 
-import fcntl
-import os
+import contextlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import orjson
+import structlog
 from packaging.version import InvalidVersion
 from packaging.version import Version as Pep440
 
 from worker.errors import ModelError
-from worker.models.manifest import MANIFEST_NAME, Manifest, load_manifest
+from worker.models.cache import SILENT, Cache, Cancelled, Order, Watcher, never
+from worker.models.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, read_manifest
+from worker.models.seen import Seen
+from worker.models.sources import Folder, source_of
 from worker.types import ModelRef
 
-SEEN_SCHEMA: Final = "darkroom.seen.v1"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,127}")
+"""What can be a model or a version: one part of a path, on every disk and in every URL."""
+
+_log = structlog.get_logger()
 
 
 class Version(NamedTuple):
-    """One model version as it lies in the repository."""
+    """One model version, ready to be loaded from its folder."""
 
     ref: ModelRef
     folder: Path
@@ -33,51 +37,172 @@ class Version(NamedTuple):
 
 
 class Repository:
-    """A folder of model versions. With `seen_file`, a version that changed is refused."""
+    """The versions at a location: a folder, or a URL that fsspec reads.
 
-    def __init__(self, folder: Path, seen_file: Path | None) -> None:
-        self._folder = folder
-        self._seen_file = seen_file
+    With a cache, `find` fetches; without one it answers with the folder of the repository itself,
+    which must be local then. With `seen_file`, a version that changed is refused.
+    """
+
+    def __init__(
+        self, location: str | Path, *, cache: Cache | None, seen_file: Path | None
+    ) -> None:
+        """Raise SettingsError when there is no driver for the URL."""
+        self._source = source_of(location)
+        self._cache = cache
+        self._seen = Seen(seen_file)
 
     @property
-    def folder(self) -> Path:
-        return self._folder
+    def where(self) -> str:
+        """What people call it; no secrets in it."""
+        return self._source.where("")
 
     def versions(self) -> list[ModelRef]:
-        """All versions, by name, then in the order of PEP 440 (others, as text, before them).
+        """List all versions, by name, then in the order of PEP 440 (others, as text, before them).
 
-        Raises ModelError when the repository cannot be read.
+        Raises ModelError when the repository cannot be listed; many web servers cannot.
         """
-        refs = [
+        return [
             ModelRef(model, version)
-            for model in _folders(self._folder)
-            for version in _folders(self._folder / model)
-            if (self._folder / model / version / MANIFEST_NAME).is_file()
+            for model in sorted(self._names(""))
+            for version in self._names(model)
+            if self._source.has(f"{model}/{version}/{MANIFEST_NAME}")
         ]
-        return sorted(refs, key=_order)
 
-    def find(self, ref: ModelRef) -> Version:
-        """Read a version's manifest and hold it to what was seen of the version before.
+    def manifest_sha256(self, ref: ModelRef) -> str:
+        """Return the digest of a version's manifest, which says what all its files must be.
 
-        Raises ModelError: no such model, no such version, a broken manifest, or other content
-        than the version had.
+        Raises ModelError: `model.absent`, `model.fetch`, `model.changed` (by what was seen), or a
+        broken manifest.
         """
-        versions = self.versions()
-        if ref not in versions:
-            same = [known.version for known in versions if known.name == ref.name]
-            if same:
-                raise ModelError(f"no version {ref}; there are {', '.join(same)}", file=self._name)
-            names = ", ".join(dict.fromkeys(known.name for known in versions)) or "none"
-            raise ModelError(f"no model {ref.name!r}; there are {names}", file=self._name)
-        folder = self._folder / ref.name / ref.version
-        manifest, sha256 = load_manifest(folder)
-        if self._seen_file is not None:
-            _remember(self._seen_file, ref, sha256, folder)
-        return Version(ref, folder, sha256, manifest)
+        order = self._read(ref)
+        self._seen.check(ref, order.sha256, file=self._file(ref))
+        return order.sha256
 
-    @property
-    def _name(self) -> str:
-        return f"model repository {self._folder}"
+    def find(
+        self,
+        ref: ModelRef,
+        *,
+        sha256: str | None = None,
+        cancelled: Cancelled = never,
+        watcher: Watcher = SILENT,
+        verify: bool = False,
+    ) -> Version:
+        """Return a version whose folder is in the cache; it is fetched where it was not.
+
+        `sha256` is what its manifest must have: then the cache is asked first, and the repository
+        only for what is not there. A repository that cannot be read is done without for a version
+        that was seen and is in the cache. With `verify` a cached version is held to all its
+        digests, and fetched again if it differs. What was found stays on this disk until `release`.
+
+        Raises ModelError: `model.absent` (no such version, or not all of it yet), `model.changed`
+        (another digest than asked for, or than seen before), `model.fetch` (repository, network or
+        disk fail, or `cancelled`, which is asked between pieces of a megabyte), `model.invalid`
+        (the manifest or a file is not as it must be).
+        """
+        version = self._cached(ref, sha256, verify=verify)
+        if version is None:
+            version = self._fetched(
+                ref, sha256, cancelled=cancelled, watcher=watcher, verify=verify
+            )
+        try:
+            self._seen.remember(ref, version.manifest_sha256, file=self._file(ref))
+        except ModelError:
+            self.release(version)
+            raise
+        return version
+
+    def release(self, version: Version) -> None:
+        """Let go what one `find` returned: the cache may evict it when it needs room."""
+        if self._cache is not None:
+            self._cache.release(version.manifest_sha256)
+
+    def _cached(self, ref: ModelRef, sha256: str | None, *, verify: bool) -> Version | None:
+        if self._cache is None or sha256 is None:
+            return None
+        self._seen.check(ref, sha256, file=self._file(ref))
+        kept = self._cache.take(sha256, verify=verify)
+        return None if kept is None else Version(ref, kept.folder, sha256, kept.manifest)
+
+    def _fetched(
+        self,
+        ref: ModelRef,
+        sha256: str | None,
+        *,
+        cancelled: Cancelled,
+        watcher: Watcher,
+        verify: bool,
+    ) -> Version:
+        try:
+            order = self._read(ref)
+        except ModelError as error:
+            version = None
+            if error.code == "model.fetch" and sha256 is None:
+                version = self._cached(ref, self._seen.get(ref), verify=verify)
+            if version is None:
+                raise
+            _log.warning("model.repository.unreadable", used="cache", error=str(error))
+            return version
+        file = self._file(ref)
+        if sha256 not in {None, order.sha256}:
+            raise ModelError(
+                f"has sha256 {order.sha256}, asked for was {sha256}: a version never changes;"
+                " publish other content as a new version",
+                file=file,
+                code="model.changed",
+            )
+        self._seen.check(ref, order.sha256, file=file)
+        if self._cache is None:
+            assert isinstance(self._source, Folder), "what is remote needs a cache"
+            folder, manifest = self._source.root / str(ref), order.manifest
+        else:
+            folder, manifest = self._cache.fetch(
+                order, cancelled=cancelled, watcher=watcher, verify=verify
+            )
+        return Version(ref, folder, order.sha256, manifest)
+
+    def _read(self, ref: ModelRef) -> Order:
+        """Read a version's manifest, without listing anything."""
+        file = self._file(ref)
+        if not (_NAME.fullmatch(ref.name) and _NAME.fullmatch(ref.version)):
+            raise self._absent(ref)
+        document = b""
+        try:
+            with contextlib.closing(self._source.chunks(f"{ref}/{MANIFEST_NAME}")) as chunks:
+                for chunk in chunks:
+                    document += chunk
+                    if len(document) > MANIFEST_MAX_BYTES:
+                        break  # enough to say so
+        except ModelError as error:
+            if error.code != "model.absent":
+                raise
+            raise self._absent(ref) from error
+        manifest, sha256 = read_manifest(document, file=file)
+        return Order(ref, self._source, document, manifest, sha256)
+
+    def _absent(self, ref: ModelRef) -> ModelError:
+        """Say what there is instead, as far as the repository can be listed."""
+        versions: list[str] = []
+        said = f"no version {ref}"
+        try:
+            models = sorted(self._names(""))
+            if ref.name in models:
+                versions = self._names(ref.name)
+            elif models:
+                said = f"no model {ref.name!r}; there are {', '.join(models)}"
+        except ModelError as error:
+            said = f"{said}; what there is cannot be listed: {error}"
+        if ref.version in versions:
+            said = f"version {ref} has no {MANIFEST_NAME} yet"
+        elif versions:
+            said = f"{said}; there are {', '.join(versions)}"
+        return ModelError(said, file=f"model repository {self.where}", code="model.absent")
+
+    def _names(self, folder: str) -> list[str]:
+        names = [name for name in self._source.folders(folder) if _NAME.fullmatch(name)]
+        return sorted(names, key=_release)
+
+    def _file(self, ref: ModelRef) -> str:
+        return self._source.where(f"{ref}/{MANIFEST_NAME}")
 
 
 def demo_repository() -> Path:
@@ -85,99 +210,9 @@ def demo_repository() -> Path:
     return Path(str(resources.files("worker.demo").joinpath("models")))
 
 
-def _folders(folder: Path) -> list[str]:
-    """Names of the real folders in `folder` that can be a model or a version."""
+def _release(version: str) -> tuple[Any, ...]:
+    """Sort texts that PEP 440 does not know before those that it orders."""
     try:
-        with os.scandir(folder) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-                and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,127}", entry.name)
-            ]
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", file=str(folder)) from error
-
-
-def _order(ref: ModelRef) -> tuple[Any, ...]:
-    try:
-        return ref.name, 1, Pep440(ref.version), ref.version
+        return 1, Pep440(version), version
     except InvalidVersion:
-        return ref.name, 0, ref.version
-
-
-def _remember(seen_file: Path, ref: ModelRef, sha256: str, folder: Path) -> None:
-    try:
-        seen_file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(seen_file.with_name(f"{seen_file.name}.lock")):
-            seen = _read_seen(seen_file)
-            known = seen.get(str(ref))
-            if known is None:
-                _write_seen(seen_file, {**seen, str(ref): sha256})
-    except OSError as error:
-        raise ModelError(
-            f"cannot remember what was seen of {ref}: {error.strerror}", file=str(seen_file)
-        ) from error
-    if known not in {None, sha256}:
-        raise ModelError(
-            f"version {ref} was seen with manifest sha256 {known}, now it has {sha256}: a version"
-            f" never changes; publish the new content as a new version (or, if nothing was ever"
-            f" served from the old one, take {str(ref)!r} out of {seen_file})",
-            file=str(folder / MANIFEST_NAME),
-        )
-
-
-@contextmanager
-def _locked(lock_file: Path) -> Iterator[None]:
-    """Keep other workers on this data folder out; the kernel lets go if we die."""
-    with lock_file.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _read_seen(seen_file: Path) -> dict[str, str]:
-    try:
-        data = seen_file.read_bytes()
-    except FileNotFoundError:
-        return {}
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise _corrupt(seen_file, f"line {error.lineno}: {error.msg}") from error
-    if not isinstance(document, dict) or document.get("schema") != SEEN_SCHEMA:
-        raise _corrupt(seen_file, f"its schema is not {SEEN_SCHEMA}")
-    versions = document.get("versions")
-    if not isinstance(versions, dict):
-        raise _corrupt(seen_file, "versions is no mapping")
-    for ref, sha256 in versions.items():
-        if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise _corrupt(seen_file, f"versions[{ref!r}] is no sha256")
-    return versions
-
-
-def _corrupt(seen_file: Path, what: str) -> ModelError:
-    return ModelError(
-        f"what was seen of model versions cannot be read: {what}; restore the file, or remove it"
-        " to trust the repository as it is now",
-        file=str(seen_file),
-    )
-
-
-def _write_seen(seen_file: Path, versions: dict[str, str]) -> None:
-    """Replace the file whole: after a crash there is the old or the new one, never a part."""
-    new = seen_file.with_name(f"{seen_file.name}.new")
-    with new.open("wb") as stream:
-        stream.write(
-            orjson.dumps(
-                {"schema": SEEN_SCHEMA, "versions": versions},
-                option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE,
-            )
-        )
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(seen_file)
-    folder = os.open(seen_file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        return 0, version
