@@ -93,7 +93,8 @@ class Ack(NamedTuple):
     digest: str | None
     """Of the state that it serves by."""
     answer: Answer
-    code: Code | None = None
+    code: str | None = None
+    """A `Code`; a later release's worker may say another."""
     reason: str | None = None
     prepared: str | None = None
     """Id of the rollout for which it is prepared (or has nothing to prepare)."""

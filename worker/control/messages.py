@@ -175,7 +175,7 @@ def settings_state(models: Mapping[str, str], default: str, *, fleet: str = "") 
 
 
 def encode_state(state: DesiredState) -> bytes:
-    """Return the canonical JSON: sorted keys, no spaces, what has its default left out."""
+    """Return the canonical JSON: sorted keys, no spaces, floats as floats, no empty members."""
     document = {
         "schema": DESIRED_SCHEMA,
         "fleet": state.fleet,
@@ -217,8 +217,9 @@ def _model(model: ModelState) -> dict[str, Any]:
             limits=_some(
                 max_size=limits.max_size,
                 min_size=limits.min_size,
-                max_wait_ms=limits.max_wait_ms,
-                thresholds=dict(limits.thresholds) or None,
+                max_wait_ms=None if limits.max_wait_ms is None else float(limits.max_wait_ms),
+                thresholds={name: float(least) for name, least in limits.thresholds.items()}
+                or None,
             )
             or None,
         ),
@@ -261,6 +262,7 @@ def _rollout(rollout: Rollout | None) -> dict[str, Any] | None:
         **rollout._asdict(),
         "mode": rollout.mode.value,
         "phase": rollout.phase.value,
+        "timeout_s": float(rollout.timeout_s),
         "admitted": list(rollout.admitted),
         "new_heads": rollout.new_heads or None,
     }

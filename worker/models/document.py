@@ -1,6 +1,6 @@
-"""From YAML text to checked values: a strict loader, and a reader that collects every problem.
+"""From text to checked values: strict YAML, and a reader that collects every problem.
 
-It must not know what a manifest is.
+It must not know what a manifest or a desired state is.
 """
 
 import difflib
@@ -15,6 +15,10 @@ from worker.errors import ModelError
 
 ABSENT: Final = object()
 """What an optional or missing member reads as; every reading of it is silent."""
+
+PROBLEMS_MAX: Final = 50
+"""Problems that one error tells; of more only the number."""
+_SHOWN_CHARS: Final = 60
 
 Member = TypeVar("Member", bound=str)
 
@@ -38,6 +42,12 @@ def load_yaml(text: str, *, file: str) -> Any:
         raise ModelError(f"not YAML: a value cannot be read: {error}", file=file) from error
 
 
+def dump_yaml(document: Any) -> str:
+    """Write plain values as YAML that `load_yaml` reads back, members in their order."""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
 class Reader:
     """Reads members of a document; what is wrong is collected, and an empty value stands in."""
 
@@ -54,17 +64,20 @@ class Reader:
         if len(self._problems) == 1:
             field, message = self._problems[0]
             raise ModelError(message, file=file, field=field)
-        lines = "".join(f"\n  {field}: {message}" for field, message in self._problems)
+        told = [f"{field}: {message}" for field, message in self._problems[:PROBLEMS_MAX]]
+        if more := len(self._problems) - len(told):
+            told.append(f"and {more} more")
+        lines = "".join(f"\n  {line}" for line in told)
         raise ModelError(f"{len(self._problems)} problems{lines}", file=file)
 
-    def mapping(self, value: Any, field: str) -> dict[str, Any]:
-        """Any keys, at least one, all of them texts."""
+    def mapping(self, value: Any, field: str, *, empty: bool = False) -> dict[str, Any]:
+        """Read any keys, all of them texts; at least one, unless it may be `empty`."""
         if value is ABSENT:
             return {}
         if not isinstance(value, dict):
             self.wrong(field, f"must be a mapping, is {_shown(value)}")
             return {}
-        if not value:
+        if not value and not empty:
             self.wrong(field, "is empty, must name at least one")
         for key in value:
             if not isinstance(key, str):
@@ -72,9 +85,18 @@ class Reader:
         return {key: member for key, member in value.items() if isinstance(key, str)}
 
     def members(
-        self, value: Any, field: str, *, required: Collection[str], optional: Collection[str] = ()
+        self,
+        value: Any,
+        field: str,
+        *,
+        required: Collection[str],
+        optional: Collection[str] = (),
+        closed: bool = True,
     ) -> dict[str, Any]:
-        """Read a mapping with known keys; the answer has every one, ABSENT if not given."""
+        """Read a mapping with known keys; the answer has every one, ABSENT if not given.
+
+        Others are wrong, or passed over where it is not `closed`.
+        """
         known = [*required, *optional]
         members: dict[str, Any] = dict.fromkeys(known, ABSENT)
         if value is ABSENT:
@@ -85,21 +107,21 @@ class Reader:
         for key, member in value.items():
             if key in members:
                 members[key] = member
-            else:
+            elif closed:
                 self.wrong(below(field, str(key)), f"unknown key{_meant(str(key), known)}")
         for key in required:
             if key not in value:
                 self.wrong(below(field, key), "missing")
         return members
 
-    def items(self, value: Any, field: str) -> list[tuple[str, Any]]:
-        """Items of a list that must not be empty, each with the field that it is."""
+    def items(self, value: Any, field: str, *, empty: bool = False) -> list[tuple[str, Any]]:
+        """Items of a list, each with its field; at least one, unless it may be `empty`."""
         if value is ABSENT:
             return []
         if not isinstance(value, list):
             self.wrong(field, f"must be a list, is {_shown(value)}")
             return []
-        if not value:
+        if not value and not empty:
             self.wrong(field, "is empty, must have at least one item")
         return [(f"{field}[{index}]", item) for index, item in enumerate(value)]
 
@@ -127,12 +149,12 @@ class Reader:
         self.wrong(field, f"must be {' or '.join(choices)}, is {_shown(value)}")
         return fallback
 
-    def flag(self, value: Any, field: str) -> bool:
+    def flag(self, value: Any, field: str, *, default: bool = False) -> bool:
         if value is ABSENT:
-            return False
+            return default
         if not isinstance(value, bool):
             self.wrong(field, f"must be true or false, is {_shown(value)}")
-            return False
+            return default
         return value
 
     def integer(
@@ -171,9 +193,10 @@ class Reader:
 
 def below(field: str, key: str) -> str:
     """Name the member `key` of `field`: `heads.label`, or `files["model.onnx"]`."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key):
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", key):
         return f"{field}.{key}" if field else key
-    return f'{field}["{key}"]'
+    shown = "".join(char if char.isprintable() else "?" for char in _cut(key))
+    return f'{field}["{shown}"]'
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -206,7 +229,11 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python writes no integers of thousands of digits
         return "a huge number"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
 
 
 def _meant(word: str, known: Collection[str]) -> str:
