@@ -43,8 +43,11 @@ def load_yaml(text: str, *, file: str) -> Any:
 
 
 def dump_yaml(document: Any) -> str:
-    """Write plain values as YAML that `load_yaml` reads back, members in their order."""
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    """Write plain values as YAML that `load_yaml` reads back, members in their order.
+
+    What is not ASCII is escaped: PyYAML does not read back every line break of Unicode's.
+    """
+    text: str = yaml.safe_dump(document, sort_keys=False, width=100)
     return text
 
 
