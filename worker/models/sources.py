@@ -98,6 +98,7 @@ class Remote:
     def __init__(self, url: str) -> None:
         """Raise SettingsError when there is no driver."""
         # fsspec's chains name the innermost first: `zip://models::https://host/all.zip`.
+        self._whole = url
         self._first, self._chain, self._rest = url.partition("::")
         self._streams = url.startswith(("http://", "https://"))
         self._options = {
@@ -142,8 +143,8 @@ class Remote:
             return bool(files.isfile(path))
 
     def _url(self, name: str) -> str:
-        joined = f"{self._first.rstrip('/')}/{name}" if name else self._first
-        return f"{joined}{self._chain}{self._rest}"
+        root = self._first if self._first.endswith("/") else f"{self._first}/"
+        return f"{root}{name}{self._chain}{self._rest}" if name else self._whole
 
     def _open(self, name: str) -> tuple[Any, str]:
         files, path = fsspec.url_to_fs(self._url(name), **self._options)

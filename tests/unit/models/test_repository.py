@@ -1,56 +1,66 @@
-"""The repository: which versions there are, and that none of them ever changes."""
+"""The repository: which versions there are, wherever they lie, and what is said of others."""
 
-import json
+import functools
 import re
 import shutil
-import subprocess
-import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import fsspec
 import pytest
 
+from tests.unit.models.shelves import FILES, FISH, Web, put, serving, status
 from worker.errors import ModelError
+from worker.models.cache import Cache
 from worker.models.manifest import load_manifest
 from worker.models.repository import Repository, demo_repository
 from worker.types import ModelRef
 
-MANIFEST = """\
-schema: darkroom.manifest.v1
-files:
-  model.onnx: sha256:{digest}
-  labels.txt: sha256:{digest}
-  golden.png: sha256:{digest}
-inputs: {{image: {{preprocess: [cast: {{to: float32}}]}}}}
-heads: {{label: {{type: classification, output: y, activation: none, labels: labels.txt}}}}
-golden: [{{image: golden.png, head: label, expect: {{label: tench, score: 0.7}}}}]
-"""
-FISH = ModelRef("fish", "1")
-
-
-def put(folder: Path, name: str, version: str, digit: str = "0") -> None:
-    """Put a version into a repository whose content `digit` decides."""
-    (folder / name / version).mkdir(parents=True, exist_ok=True)
-    text = MANIFEST.format(digest=digit * 64)
-    (folder / name / version / "manifest.yaml").write_text(text)
+MIB = 1 << 20
+TWO = ModelRef("fish", "2")
+At = Callable[[Path], AbstractContextManager[str]]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    put(folder, "fish", "1")
-    return folder
+def shelf(tmp_path: Path) -> Path:
+    put(tmp_path / "shelf")
+    return tmp_path / "shelf"
 
 
 @pytest.fixture
-def seen_file(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "seen.json"
+def web(shelf: Path) -> Iterator[Web]:
+    with serving(shelf) as web:
+        yield web
+
+
+def local(shelf: Path) -> Repository:
+    return Repository(shelf, cache=None, seen_file=None)
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Callable[[str | Path], Repository]:
+    """Make a repository with a cache and a memory, of its own data folder."""
+    data = tmp_path / "data"
+    return functools.partial(
+        Repository, cache=Cache(data / "cache", max_bytes=MIB), seen_file=data / "seen.json"
+    )
+
+
+def refused(
+    repository: Repository, ref: ModelRef = FISH, *, sha256: str | None = None
+) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        repository.find(ref, sha256=sha256)
+    return caught.value
 
 
 def test_versions_are_ordered_as_pep_440_orders_them_and_texts_come_before(tmp_path: Path) -> None:
     for version in ("2", "10", "2.0rc1", "1!1", "2024-05-01-blue", "latest", "2.0.1"):
-        put(tmp_path, "fish", version)
-    put(tmp_path, "bird", "3")
-    assert [str(ref) for ref in Repository(tmp_path, None).versions()] == [
+        put(tmp_path, ModelRef("fish", version))
+    put(tmp_path, ModelRef("bird", "3"))
+    assert [str(ref) for ref in local(tmp_path).versions()] == [
         "bird/3",
         "fish/2024-05-01-blue",
         "fish/latest",
@@ -62,139 +72,226 @@ def test_versions_are_ordered_as_pep_440_orders_them_and_texts_come_before(tmp_p
     ]
 
 
-def test_what_is_no_version_is_not_listed(folder: Path) -> None:
-    put(folder, ".git", "1")
-    put(folder, "fish", ".partial")
-    (folder / "fish" / "2").mkdir()
-    (folder / "README.md").write_text("about")
-    (folder / "fish" / "latest").symlink_to(folder / "fish" / "1")
-    assert Repository(folder, None).versions() == [FISH]
+def test_what_is_no_version_is_not_listed(shelf: Path) -> None:
+    put(shelf, ModelRef(".git", "1"))
+    put(shelf, ModelRef("fish", ".partial"))
+    (shelf / "fish" / "2").mkdir()
+    (shelf / "README.md").write_text("about")
+    (shelf / "fish" / "latest").symlink_to(shelf / "fish" / "1")
+    assert local(shelf).versions() == [FISH]
 
 
-def test_a_version_is_found_with_its_manifest_and_digest(folder: Path) -> None:
-    version = Repository(folder, None).find(FISH)
+def test_without_a_cache_a_version_is_used_where_it_lies(shelf: Path) -> None:
+    version = local(shelf).find(FISH)
     assert version.ref == FISH
-    assert version.folder == folder / "fish" / "1"
+    assert version.folder == shelf / "fish" / "1"
     assert (version.manifest, version.manifest_sha256) == load_manifest(version.folder)
 
 
-def test_an_unknown_version_is_told_apart_from_an_unknown_model(folder: Path) -> None:
-    repository = Repository(folder, None)
-    with pytest.raises(ModelError, match=r"no version fish/2; there are 1"):
-        repository.find(ModelRef("fish", "2"))
-    with pytest.raises(ModelError, match=r"no model 'bird'; there are fish"):
-        repository.find(ModelRef("bird", "1"))
+@contextmanager
+def in_a_folder(shelf: Path) -> Iterator[str]:
+    yield str(shelf)
 
 
-@pytest.mark.parametrize("name", ["..", "../models/fish", "", ".", "/etc"])
-def test_no_name_leads_out_of_the_repository(folder: Path, name: str) -> None:
-    put(folder.parent, "fish", "1")
-    with pytest.raises(ModelError, match="no model"):
-        Repository(folder, None).find(ModelRef(name, "1"))
-    with pytest.raises(ModelError, match="no version"):
-        Repository(folder, None).find(ModelRef("fish", f"{name}/1"))
+@contextmanager
+def as_file_url(shelf: Path) -> Iterator[str]:
+    yield f"file://{shelf}"
+
+
+@contextmanager
+def over_http(shelf: Path) -> Iterator[str]:
+    with serving(shelf) as web:
+        yield web.url
+
+
+@contextmanager
+def over_http_below_a_path(shelf: Path) -> Iterator[str]:
+    with serving(shelf.parent) as web:
+        yield f"{web.url}/{shelf.name}/"
+
+
+@contextmanager
+def in_memory(shelf: Path) -> Iterator[str]:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shelf), f"/{shelf.parent.name}", recursive=True)
+    yield f"memory://{shelf.parent.name}"
+    memory.rm(f"/{shelf.parent.name}", recursive=True)
+
+
+@contextmanager
+def in_a_zip(shelf: Path) -> Iterator[str]:
+    packed = shelf.with_suffix(".zip")
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in shelf.rglob("*"):
+            archive.write(path, f"models/{path.relative_to(shelf)}")
+    yield f"zip://models::{packed}"
+
+
+@pytest.fixture(
+    params=[
+        in_a_folder,
+        as_file_url,
+        over_http,
+        over_http_below_a_path,
+        in_memory,
+        in_a_zip,
+    ],
+    ids=lambda param: param.__name__,
+)
+def at(request: pytest.FixtureRequest) -> At:
+    at: At = request.param
+    return at
+
+
+def test_wherever_it_lies_a_version_is_listed_found_and_fetched(
+    shelf: Path, at: At, cached: Callable[[str], Repository]
+) -> None:
+    sha256 = put(shelf, TWO, model=b"other")
+    with at(shelf) as location:
+        repository = cached(location)
+        assert repository.versions() == [FISH, TWO]
+        assert repository.manifest_sha256(TWO) == sha256
+        version = repository.find(TWO)
+    assert version.manifest_sha256 == sha256
+    assert (version.folder / "model.onnx").read_bytes() == b"other"
+    assert (version.folder / "golden/fish.png").read_bytes() == FILES["golden/fish.png"]
+
+
+def test_wherever_it_lies_an_unknown_version_is_told_apart_from_an_unknown_model(
+    shelf: Path, at: At, cached: Callable[[str], Repository]
+) -> None:
+    (shelf / "fish/3").mkdir()
+    (shelf / "fish/3/labels.txt").write_text("the first of all files that came")
+    with at(shelf) as location:
+        repository = cached(location)
+        for ref, said in (
+            (TWO, "no version fish/2; there are 1, 3"),
+            (ModelRef("bird", "1"), "no model 'bird'; there are fish"),
+            (ModelRef("fish", "3"), "version fish/3 has no manifest.yaml yet"),
+        ):
+            error = refused(repository, ref)
+            assert error.code == "model.absent"
+            assert str(error) == f"model repository {repository.where}: {said}"
+
+
+def test_a_server_that_lists_nothing_is_asked_for_no_list(
+    web: Web, cached: Callable[[str], Repository]
+) -> None:
+    web.faults = dict.fromkeys(("GET /", "GET /fish/", "GET /fish"), status(403))
+    repository = cached(web.url)
+    assert repository.find(FISH).ref == FISH
+    assert not set(web.faults) & set(web.asked)
+    assert "no version fish/2; what there is cannot be listed" in str(refused(repository, TWO))
+    with pytest.raises(ModelError, match="cannot be read: ClientResponseError: 403") as caught:
+        repository.versions()
+    assert caught.value.code == "model.fetch"
+
+
+@pytest.mark.parametrize("name", ["..", "../shelf/fish", "", ".", "/etc", "-rf", "a b", "a\n"])
+def test_no_name_leads_out_of_the_repository(shelf: Path, at: At, name: str) -> None:
+    put(shelf.parent)
+    with at(shelf) as location:
+        repository = Repository(location, cache=None, seen_file=None)
+        assert "no model" in str(refused(repository, ModelRef(name, "1")))
+        assert "no version" in str(refused(repository, ModelRef("fish", f"{name}/1")))
+
+
+def test_a_linked_version_is_refused_where_it_is_asked_for(shelf: Path) -> None:
+    (shelf / "fish" / "latest").symlink_to(shelf / "fish" / "1")
+    assert "is a symbolic link" in str(refused(local(shelf), ModelRef("fish", "latest")))
 
 
 def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=re.escape(f"{tmp_path / 'no'}: cannot be read: No such")):
-        Repository(tmp_path / "no", None).versions()
-
-
-def test_a_broken_manifest_is_named(folder: Path) -> None:
-    (folder / "fish" / "1" / "manifest.yaml").write_text("schema: [")
-    with pytest.raises(ModelError, match=r"fish/1/manifest\.yaml: not YAML: line 1"):
-        Repository(folder, None).find(FISH)
-
-
-def test_a_version_with_other_content_is_refused_with_both_digests_also_after_a_restart(
-    folder: Path, seen_file: Path
-) -> None:
-    first = Repository(folder, seen_file).find(FISH).manifest_sha256
-    put(folder, "fish", "1", digit="1")
-    second = load_manifest(folder / "fish" / "1")[1]
-    for _ in range(2):
-        with pytest.raises(ModelError, match="a version never changes") as caught:
-            Repository(folder, seen_file).find(FISH)
-        assert first in str(caught.value)
-        assert second in str(caught.value)
-        assert str(folder / "fish" / "1" / "manifest.yaml") in str(caught.value)
-
-
-def test_a_version_that_comes_back_as_it_was_is_served_again(folder: Path, seen_file: Path) -> None:
-    repository = Repository(folder, seen_file)
-    first = repository.find(FISH)
-    shutil.rmtree(folder / "fish")
-    with pytest.raises(ModelError, match="no model"):
-        repository.find(FISH)
-    put(folder, "fish", "1")
-    assert repository.find(FISH) == first
-
-
-def test_a_broken_manifest_is_not_remembered(folder: Path, seen_file: Path) -> None:
-    manifest = folder / "fish" / "1" / "manifest.yaml"
-    manifest.write_text("schema: 1")
-    with pytest.raises(ModelError):
-        Repository(folder, seen_file).find(FISH)
-    put(folder, "fish", "1")
-    assert Repository(folder, seen_file).find(FISH).ref == FISH
-
-
-def test_every_version_is_remembered_and_nothing_else_is_left_behind(
-    folder: Path, seen_file: Path
-) -> None:
-    put(folder, "fish", "2")
-    repository = Repository(folder, seen_file)
-    digests = {str(ref): repository.find(ref).manifest_sha256 for ref in repository.versions()}
-    document = json.loads(seen_file.read_text())
-    assert document == {"schema": "darkroom.seen.v1", "versions": digests}
-    assert {path.name for path in seen_file.parent.iterdir()} == {"seen.json", "seen.json.lock"}
+    with pytest.raises(ModelError, match=re.escape(f"{tmp_path / 'no'}: is not there")):
+        local(tmp_path / "no").versions()
+    error = refused(local(tmp_path / "no"))
+    assert error.code == "model.fetch"
+    assert str(error) == f"{tmp_path / 'no'}: cannot be read: no such folder"
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "line 1"),
-        ('{"schema": "darkroom.seen.v1", "versions": {"fish/1": "0', "line 1"),
-        ("[]", "its schema is not darkroom.seen.v1"),
-        ('{"schema": "darkroom.seen.v2", "versions": {}}', "its schema is not darkroom.seen.v1"),
-        ('{"schema": "darkroom.seen.v1"}', "versions is no mapping"),
-        ('{"schema": "darkroom.seen.v1", "versions": {"fish/1": 7}}', "versions['fish/1'] is no"),
+        (b"schema: [", "not YAML: line 1"),
+        (b"\xff", "is not UTF-8 at byte 0"),
+        (b"#" * 3 * MIB, "is larger than 1048576 bytes"),
     ],
 )
-def test_a_corrupt_memory_is_reported_and_not_dropped(
-    folder: Path, seen_file: Path, content: str, said: str
+def test_a_broken_manifest_is_named(shelf: Path, at: At, content: bytes, said: str) -> None:
+    (shelf / "fish" / "1" / "manifest.yaml").write_bytes(content)
+    with at(shelf) as location:
+        error = refused(Repository(location, cache=None, seen_file=None))
+        assert error.code == "model.invalid"
+        assert "fish/1/manifest.yaml" in str(error)
+        assert said in str(error)
+
+
+def test_a_digest_asked_for_is_found_in_the_cache_alone(
+    web: Web, cached: Callable[[str], Repository]
 ) -> None:
-    seen_file.parent.mkdir()
-    seen_file.write_text(content)
-    with pytest.raises(ModelError, match=re.escape(str(seen_file))) as caught:
-        Repository(folder, seen_file).find(FISH)
-    assert said in str(caught.value)
-    assert "restore the file, or remove it" in str(caught.value)
-    assert seen_file.read_text() == content
+    first = cached(web.url).find(FISH)
+    web.asked.clear()
+    assert cached(web.url).find(FISH, sha256=first.manifest_sha256) == first
+    assert web.asked == []
 
 
-def test_a_memory_that_cannot_be_written_is_an_error(folder: Path, seen_file: Path) -> None:
-    seen_file.parent.write_text("a file where the folder should be")
-    with pytest.raises(ModelError, match="cannot remember what was seen of fish/1"):
-        Repository(folder, seen_file).find(FISH)
+def test_another_digest_than_the_one_asked_for_is_refused_with_both(
+    shelf: Path, cached: Callable[[Path], Repository]
+) -> None:
+    there = put(shelf, FISH)
+    error = refused(cached(shelf), sha256="0" * 64)
+    assert error.code == "model.changed"
+    assert str(shelf / "fish/1/manifest.yaml") in str(error)
+    assert there in str(error)
+    assert "0" * 64 in str(error)
 
 
-def test_workers_that_share_a_data_folder_forget_nothing(folder: Path, seen_file: Path) -> None:
-    for version in range(2, 22):
-        put(folder, "fish", str(version))
-    program = (
-        "import sys; from pathlib import Path; from worker.models.repository import Repository\n"
-        "repository = Repository(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-        "[repository.find(ref) for ref in repository.versions()[int(sys.argv[3])::2]]"
-    )
-    workers = [
-        subprocess.Popen([sys.executable, "-c", program, str(folder), str(seen_file), str(part)])
-        for part in range(2)
-    ]
-    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
-    assert len(json.loads(seen_file.read_text())["versions"]) == 21
+def test_while_a_repository_cannot_be_read_what_was_seen_serves_from_the_cache(
+    web: Web, cached: Callable[[str], Repository]
+) -> None:
+    first = cached(web.url).find(FISH)
+    web.faults["GET /fish/1/manifest.yaml"] = web.faults["GET /fish/2/manifest.yaml"] = status(503)
+    assert cached(web.url).find(FISH) == first
+    for error in (refused(cached(web.url), TWO), refused(cached(web.url), FISH, sha256="0" * 64)):
+        assert error.code in {"model.fetch", "model.changed"}
+    assert "503" in str(refused(cached(web.url), TWO))
+
+
+def test_what_a_repository_no_longer_has_is_not_served_from_the_cache(
+    shelf: Path, cached: Callable[[Path], Repository]
+) -> None:
+    cached(shelf).find(FISH)
+    shutil.rmtree(shelf / "fish/1")
+    assert refused(cached(shelf)).code == "model.absent"
+
+
+def test_a_watcher_learns_how_a_fetch_gets_on(
+    web: Web, cached: Callable[[str], Repository]
+) -> None:
+    told: list[tuple[object, ...]] = []
+
+    class Watcher:
+        def begin(self, ref: ModelRef, total_bytes: int | None) -> None:
+            told.append(("begin", ref, total_bytes))
+
+        def advance(self, count_bytes: int) -> None:
+            told.append(("advance", count_bytes))
+
+        def end(self) -> None:
+            told.append(("end",))
+
+    web.faults["GET /fish/1/model.onnx"] = status(503)
+    with pytest.raises(ModelError):
+        cached(web.url).find(FISH, watcher=Watcher())
+    assert (told[0], told[-1]) == (("begin", FISH, sum(map(len, FILES.values()))), ("end",))
+    web.faults.clear()
+    told.clear()
+    cached(web.url).find(FISH, watcher=Watcher())
+    assert told[1:-1] == [("advance", len(data)) for data in FILES.values()]
+    told.clear()
+    cached(web.url).find(FISH, watcher=Watcher())
+    assert told == []
 
 
 def test_the_demo_has_a_repository_of_its_own() -> None:
-    repository = Repository(demo_repository(), None)
-    assert [str(ref) for ref in repository.versions()] == ["digits/1", "digits/2"]
+    assert [str(ref) for ref in local(demo_repository()).versions()] == ["digits/1", "digits/2"]
