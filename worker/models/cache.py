@@ -118,7 +118,8 @@ class Cache:
                 manifest = _checked(folder, sha256)
                 if verify:
                     verify_files(folder, manifest)
-                os.utime(descriptor)  # the least recently used is evicted first
+                now_ns = time.time_ns()  # finer than the kernel's own
+                os.utime(descriptor, ns=(now_ns, now_ns))
             except FileNotFoundError:
                 return None
             except (OSError, ModelError) as error:
@@ -154,6 +155,7 @@ class Cache:
                     _Fetch(order, room, cancelled=cancelled, watcher=watcher).run(new)
                     new.rename(folder)
                     _sync(self._folder)
+                    _log.info("model.fetched", model=order.ref.name, version=order.ref.version)
                     kept = self.take(order.sha256)
         except OSError as error:
             raise ModelError(

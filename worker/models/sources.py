@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
@@ -81,7 +82,7 @@ class Folder:
         with _telling(self.where(name)):
             return (self.root / name).is_file()
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> BufferedReader:
         try:
             return open_regular(self.root, name)
         except ModelError as error:

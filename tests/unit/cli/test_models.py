@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.conftest import Darkroom
+from tests.unit.models.shelves import serving
 from worker.models.repository import demo_repository
 
 
@@ -111,3 +112,111 @@ def test_verify_names_the_field_of_a_manifest_that_the_graph_contradicts(
     assert result.exit_code == 3
     assert fact["field"] == "heads.digit.output"
     assert fact["file"].endswith("manifest.yaml")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DARKROOM_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_fetch_puts_the_active_versions_into_the_cache_and_remembers_them(
+    darkroom: Darkroom, repository: Path, data: Path
+) -> None:
+    result = darkroom("models", "fetch", "--repository", str(repository), "--json")
+
+    [fact] = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert fact["version"] == "digits/1"
+    assert Path(fact["folder"]).parent == data / "cache/models"
+    assert fact["bytes"] == sum(
+        path.stat().st_size for path in (repository / "digits/1").rglob("*") if path.is_file()
+    )
+    assert json.loads((data / "seen.json").read_text())["versions"] == {
+        "digits/1": fact["manifest_sha256"]
+    }
+    assert "fetching digits/1, " in result.stderr
+
+
+@pytest.mark.parametrize("target", ["digits", "digits/2", "PATH"])
+def test_fetch_takes_the_targets_of_the_other_commands(
+    target: str, darkroom: Darkroom, repository: Path, data: Path
+) -> None:
+    named = target.replace("PATH", str(repository / "digits/2"))
+
+    result = darkroom("models", "fetch", named, "--repository", str(repository), "--json")
+
+    assert json.loads(result.stdout)[-1]["version"] == "digits/2"
+    assert json.loads(result.stdout)[-1]["folder"].startswith(str(data))
+
+
+@pytest.mark.usefixtures("data")
+def test_fetch_repairs_what_has_changed_on_this_disk(darkroom: Darkroom) -> None:
+    [fact] = json.loads(darkroom("models", "fetch", "digits/2", "--json").stdout)
+    labels = Path(fact["folder"]) / "labels.txt"
+    content = labels.read_bytes()
+    labels.write_bytes(content[::-1])
+
+    result = darkroom("models", "fetch", "digits/2")
+
+    assert result.exit_code == 0
+    assert labels.read_bytes() == content
+
+
+@pytest.mark.usefixtures("data")
+def test_what_cannot_be_fetched_is_told_with_the_others(darkroom: Darkroom) -> None:
+    result = darkroom("models", "fetch", "digits/1", "digits/7", "--json")
+
+    assert [fact["ok"] for fact in json.loads(result.stdout)] == [True, False]
+    assert result.exit_code == 3
+    assert "1 of 2 could not be fetched" in result.stderr
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_repository_may_be_a_url_whose_versions_are_fetched_first(
+    command: str, darkroom: Darkroom, repository: Path
+) -> None:
+    with serving(repository) as web:
+        result = darkroom("models", command, "digits/2", "--repository", web.url, "--json")
+
+    [fact] = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert fact["ok"]
+    assert "fetching digits/2" in result.stderr
+    assert "GET /" not in web.asked
+
+
+@pytest.mark.usefixtures("data")
+def test_on_a_terminal_a_bar_shows_how_a_fetch_gets_on(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.cli.models.for_people", lambda: True)
+
+    result = darkroom("models", "fetch", "digits/2", "--json")
+
+    assert json.loads(result.stdout)[0]["ok"]
+    assert "20.4/20.4 kB" in result.stderr
+
+
+def test_a_url_without_a_driver_is_a_wrong_setting(darkroom: Darkroom) -> None:
+    result = darkroom("models", "inspect", "--repository", "lakefs://models")
+
+    assert result.exit_code == 2
+    assert "no driver for lakefs:// is installed" in result.stderr
+
+
+def test_a_path_that_is_no_version_is_refused(darkroom: Darkroom, tmp_path: Path) -> None:
+    result = darkroom("models", "inspect", str(tmp_path))
+
+    assert result.exit_code == 1
+    assert "is no model, version or folder" in result.stderr
+
+
+def test_a_repository_without_versions_is_said_to_be_empty(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    result = darkroom("models", "inspect", "--repository", str(tmp_path))
+
+    assert result.exit_code == 1
+    assert f"{tmp_path} holds no NAME/VERSION/manifest.yaml" in result.stderr

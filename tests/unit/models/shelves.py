@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from worker.types import ModelRef
 
 FISH = ModelRef("fish", "1")
@@ -89,7 +91,11 @@ def serving(folder: Path) -> Iterator[Web]:
             pass
 
     handler = partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+    ):
+        environment.setenv("no_proxy", "127.0.0.1")
         server.daemon_threads = True
         web = Web(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

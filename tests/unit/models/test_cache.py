@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 from worker.models.cache import Cache
 from worker.models.repository import Repository
+from worker.telemetry.logs import configure
 from worker.types import ModelRef
+configure("error")
 cache = Cache(Path(sys.argv[2]), max_bytes=int(sys.argv[3]))
 version = Repository(sys.argv[1], cache=cache, seen_file=None).find(ModelRef("fish", "1"))
 print(version.folder, flush=True)

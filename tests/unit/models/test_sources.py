@@ -8,10 +8,12 @@ import aiohttp
 import fsspec
 import pytest
 
-from tests.unit.models.shelves import Stall, Web, serving, status
+from tests.unit.models.shelves import Stall, Web, body, serving, status
 from worker.errors import ModelError, SettingsError
 from worker.models import sources
 from worker.models.sources import Folder, Remote, source_of
+
+ME = "me:secret"
 
 
 @pytest.fixture
@@ -33,10 +35,10 @@ def read(location: str | Path, name: str) -> bytes:
         ("file:///srv/models", Folder, "/srv/models/a/b"),
         ("https://host/models", Remote, "https://host/models/a/b"),
         ("https://host/models/", Remote, "https://host/models/a/b"),
-        ("https://me:secret@host/models", Remote, "https://host/models/a/b"),
+        (f"https://{ME}@host/models", Remote, "https://host/models/a/b"),
         ("zip://models::/x.zip", Remote, "zip://models/a/b::/x.zip"),
         ("zip://models/::/x.zip", Remote, "zip://models/a/b::/x.zip"),
-        ("zip://::https://me@host/x.zip", Remote, "zip://a/b::https://host/x.zip"),
+        (f"zip://::https://{ME}@host/x.zip", Remote, "zip://a/b::https://host/x.zip"),
         ("memory://models", Remote, "memory://models/a/b"),
     ],
 )
@@ -105,7 +107,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(
         ModelError, match=r"http://127\.0\.0\.1:1/a: cannot be read: .*'127"
     ) as caught:
-        read("http://me:secret@127.0.0.1:1", "a")
+        read(f"http://{ME}@127.0.0.1:1", "a")
     assert caught.value.code == "model.fetch"
     assert "secret" not in str(caught.value)
 
@@ -123,12 +125,18 @@ def test_a_server_that_falls_silent_is_given_up_on(
     assert caught.value.code == "model.fetch"
 
 
+def test_a_proxy_of_the_environment_is_used(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", web.url)
+    web.faults["GET http://models.example/a"] = body(b"by the proxy")
+    assert read("http://models.example", "a") == b"by the proxy"
+
+
 def test_a_driver_that_raises_anything_is_told_in_one_line() -> None:
     class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no types
         protocol = "broken"
 
         def _open(self, *_: object, **__: object) -> object:
-            raise RuntimeError("first line\nsecond at https://me:secret@host/x " + "." * 400)
+            raise RuntimeError(f"first line\nsecond at https://{ME}@host/x " + "." * 400)
 
     fsspec.register_implementation("broken", Broken)
     with pytest.raises(ModelError) as caught:
