@@ -4,10 +4,13 @@ Works alike in a process of its own and on a thread of a test: it touches no sig
 the process.
 """
 
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
 from worker.engine.batcher import Bounds
@@ -23,6 +26,9 @@ from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Bye, Load, LoadFailed, Row, SetLimits, Stopped, Submit
 from worker.protocol.page import Page
 from worker.types import Limits
+
+_NICE = 10
+_POOL_SIZES = ("intra_op_num_threads", "inter_op_num_threads")
 
 
 class Ending(Enum):
@@ -57,7 +63,7 @@ def _serve(channel: Channel, page: Page, on_gone: Callable[[], None] | None) -> 
         raise ChannelError(f"{type(load).__name__} before Load")
     started_s = time.monotonic()
     try:
-        model = load_model(load)
+        model = _loaded_aside(load)
     except (ModelError, DeviceError, SettingsError, OSError) as error:
         channel.send(_refusal(error, load))
         return Ending.REFUSED
@@ -68,6 +74,22 @@ def _serve(channel: Channel, page: Page, on_gone: Callable[[], None] | None) -> 
         return host.receive(on_gone)
     finally:
         host.abandon()
+
+
+def _loaded_aside(load: Load) -> Model:
+    """Load on a thread that ends with it: a thread that has stepped back cannot come forward again.
+
+    Nor could a pool of ONNX Runtime, whose threads are as nice as the one that starts them.
+    """
+    pooled = any(load.session.get(name, "1") != "1" for name in _POOL_SIZES)
+    step_back = _step_back if load.quiet and not pooled else None
+    with ThreadPoolExecutor(1, "load", initializer=step_back) as thread:
+        return thread.submit(load_model, load).result()
+
+
+def _step_back() -> None:
+    if sys.platform == "linux":  # elsewhere the whole process would
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _refusal(error: Exception, load: Load) -> LoadFailed:
@@ -132,6 +154,8 @@ class _Host:
 
     def _limit(self, limits: Limits) -> None:
         model = self._floor.model
+        if limits.thresholds != self._floor.limits.thresholds:
+            model.heads = model.compile_heads(limits.thresholds)
         self._floor.limits = limits
         self._floor.rows.cap = model.cap(limits)
         self._queue.bound(_bounds(model, limits))

@@ -5,7 +5,9 @@ real path, rows proven independent of each other, batch sizes warmed and timed.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import orjson
 
 from worker.engine.contract import Agreement, agree
 from worker.engine.labels import read_labels
-from worker.engine.model import Array, Model
+from worker.engine.model import Array, Heads, Model
 from worker.engine.session import RUN_ERRORS, open_session
 from worker.errors import DarkroomError, ModelError, RecordFault
 from worker.models.files import verify_files
@@ -29,6 +31,8 @@ _PROOF_ERRORS: tuple[type[Exception], ...] = (DarkroomError, *RUN_ERRORS)
 
 _SAME = 1e-3
 """Relative difference that another batch size may make; kernels sum in another order."""
+_ALL_SIZES = 16
+"""Up to here every size of a batch is warmed."""
 
 
 def load_model(load: Load) -> Model:
@@ -56,15 +60,18 @@ def load_model(load: Load) -> Model:
         labels={name: len(lines) for name, lines in labels.items()},
         file=file,
     )
+    compile_heads = partial(_heads, manifest, labels)
     model = Model(
         session=session,
         sha256=manifest.files[MODEL_NAME],
         agreement=agreement,
         prepare=_prepare(manifest, agreement, file),
-        heads={name: compile_head(head, labels[name]) for name, head in manifest.heads.items()},
+        compile_heads=compile_heads,
+        heads=compile_heads({}),
         max_size=manifest.batch_max_size,
     )
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
+    model.heads = compile_heads(load.limits.thresholds)  # golden samples are held to the manifest's
     if agreement.fixed_batch is None:
         model.rows_mix = _rows_mix(model, rows[0])
     try:
@@ -94,6 +101,17 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
             "rows_mix": model.rows_mix,
         },
     )
+
+
+def _heads(
+    manifest: Manifest, labels: Mapping[str, Sequence[str]], thresholds: Mapping[str, float]
+) -> Heads:
+    return {
+        name: compile_head(
+            replace(head, threshold=thresholds.get(name, head.threshold)), labels[name]
+        )
+        for name, head in manifest.heads.items()
+    }
 
 
 def _prepare(manifest: Manifest, agreement: Agreement, file: str) -> Callable[[Array, Array], None]:
@@ -173,18 +191,28 @@ def _same(one: Array, two: Array) -> bool:
 
 
 def _warm(model: Model, batch: Array, cap: int) -> dict[str, float]:
-    """Run batch sizes that will be seen, so that no record pays for the first time.
+    """Run every batch size that will be seen often, so that no record pays for the first time.
 
-    Returns milliseconds of one run for each; the better of two.
+    Returns milliseconds of one run for some of them; the better of two.
     """
-    sizes = sorted({1, max(1, cap // 2), cap})
-    return {str(size): _best_ms(model, np.repeat(batch, size, axis=0)) for size in sizes}
+    timed = {1, max(1, cap // 2), cap}
+    sizes = timed if model.agreement.fixed_batch else timed | _usual(cap)
+    service_ms = {}
+    for size in sorted(sizes):
+        rows = np.repeat(batch, size, axis=0)
+        took_ms = [_run_ms(model, rows) for _ in range(2 if size in timed else 1)]
+        if size in timed:
+            service_ms[str(size)] = min(took_ms)
+    return service_ms
 
 
-def _best_ms(model: Model, batch: Array) -> float:
-    best_ms = float("inf")
-    for _ in range(2):
-        begun_s = time.perf_counter()
-        model.run(batch)
-        best_ms = min(best_ms, (time.perf_counter() - begun_s) * 1e3)
-    return best_ms
+def _usual(cap: int) -> set[int]:
+    """Return all sizes up to _ALL_SIZES, then powers of two."""
+    powers = {2**n for n in range(cap.bit_length())}
+    return {*range(1, min(cap, _ALL_SIZES) + 1), *(size for size in powers if size <= cap)}
+
+
+def _run_ms(model: Model, batch: Array) -> float:
+    begun_s = time.perf_counter()
+    model.run(batch)
+    return (time.perf_counter() - begun_s) * 1e3

@@ -3,7 +3,7 @@
 Pure calls on arrays, for any lane at once; it must not know threads, records or the channel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from worker.types import Limits
 Array = NDArray[Any]
 Reading = bytes | RecordFault
 """JSON of one row, or why there is none."""
+Heads = dict[str, Callable[[Array], list[Reading]]]
+"""By name, in the order of `Agreement.outputs`: one output array -> a reading of each row."""
 
 
 @dataclass(slots=True)
@@ -30,8 +32,10 @@ class Model:
     agreement: Agreement
     prepare: Callable[[Array, Array], None]
     """Write a decoded image (uint8 RGB HWC) into a row of the batch tensor."""
-    heads: dict[str, Callable[[Array], list[Reading]]]
-    """By name, in the order of `agreement.outputs`: one output array -> a reading of each row."""
+    compile_heads: Callable[[Mapping[str, float]], Heads]
+    """Return the heads with these thresholds; a head that is not named has its manifest's."""
+    heads: Heads
+    """Replaced whole while lanes run; the names stay."""
     max_size: int | None
     """Of the manifest."""
     service_ms: dict[str, float] = field(default_factory=dict)

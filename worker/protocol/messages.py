@@ -7,7 +7,7 @@ worker -> engine    Load, Submit, SetLimits, Bye
 engine -> worker    Loaded | LoadFailed, Outcomes, Stopped
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -35,6 +35,8 @@ class Load(NamedTuple):
     """ONNX Runtime session options under ONNX Runtime's own names."""
     failpoint: str | None
     """Failpoints of the engine (`after_decode`, `before_run`, `after_run`), see failpoints."""
+    quiet: bool = False
+    """Load behind those who serve meanwhile: the thread that loads steps back."""
 
 
 class Loaded(NamedTuple):
@@ -161,7 +163,7 @@ def encode(message: Message) -> list[Buffer]:
             header = ("outcomes", head_done, faults, retries, run_ms, heads_ms, batch_size)
             return [orjson.dumps(header, default=tuple), *(row.predictions for row in done)]
         case _:
-            return [orjson.dumps((_TAGS[type(message)], *message), default=tuple)]
+            return [orjson.dumps((_TAGS[type(message)], *message), default=_plain)]
 
 
 def decode(header: Buffer, body: memoryview) -> Message:
@@ -183,6 +185,10 @@ def decode(header: Buffer, body: memoryview) -> Message:
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ChannelError(f"a message that is not of the protocol: {error!r}") from error
     return message
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else tuple(value)
 
 
 def _rows(head: Sequence[tuple[int, int, bool]], body: memoryview) -> tuple[Row, ...]:
