@@ -4,6 +4,7 @@ Measured from the machine as this process sees it: its affinity, its control gro
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ _DECODE_FLOOR_BYTES = 256 << 20
 """Many lanes shall not wait for each other only because the largest picture allowed is small."""
 _AUTO_MAX_SIZE = 16
 """On CPU a batch gains at most 15 % (measured), most of it up to here."""
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Share(NamedTuple):
@@ -105,6 +108,31 @@ def memory_bytes(root: Path = Path("/")) -> int:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [int(text) for text in _read_up(root, "memory.max") if text != "max"]
     return min([machine, *limits])
+
+
+def resident_bytes(pids: Iterable[int], root: Path = Path("/")) -> int:
+    """Return the memory that these processes have: their own pages, and those of files once.
+
+    Engines map the same libraries, which the kernel (and a control group) has once. A process that
+    is gone has nothing; where there is no `/proc`, nobody has.
+    """
+    held = [_pages(pid, root) for pid in pids]
+    own = sum(resident - shared for resident, shared in held)
+    return (own + max((shared for _, shared in held), default=0)) * _PAGE_BYTES
+
+
+def own_bytes(pid: int, root: Path = Path("/")) -> int:
+    """Return the memory that one process has for itself: what its end gives back."""
+    resident, shared = _pages(pid, root)
+    return (resident - shared) * _PAGE_BYTES
+
+
+def _pages(pid: int, root: Path) -> tuple[int, int]:
+    try:
+        fields = (root / f"proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0, 0
+    return int(fields[1]), int(fields[2])
 
 
 def _read_up(root: Path, name: str) -> list[str]:

@@ -58,6 +58,9 @@ class Finished(NamedTuple):
 OnOutcomes = Callable[[Sequence[Finished]], None]
 """Is told of groups of finished jobs, once for each message of an engine, on the loop."""
 
+OnWithdrawn = Callable[[Sequence[Job]], None]
+"""Is given jobs back that shall be routed again: their version is not to be had now."""
+
 Observer = Callable[[ModelRef, Outcomes], None]
 """Is shown every message of outcomes: one batch's timings and sizes."""
 
@@ -135,6 +138,7 @@ class Dispatcher:
     def attach(self, engine: Attached) -> None:
         """Use this engine from now on. It has just proved itself on its golden samples."""
         self._engine = engine
+        self._closing = False
         self._guilt.engine_started()
         self._pump()
         self._flush()
@@ -145,7 +149,7 @@ class Dispatcher:
         `held`: the rows that its lanes were working on, by the page of progress words.
         """
         self._engine = None
-        self._doubted = True
+        self._doubted = self._doubted or not self._closing
         inside, self._inside, self._inside_bytes = self._inside, {}, 0
         alone, self._alone = self._alone, None
         suspects = [row for row in inside if row in held]
@@ -187,17 +191,26 @@ class Dispatcher:
                     await self._empty
 
     def close(self) -> None:
-        """Give the engine nothing more; what it has may still finish."""
+        """Give the engine nothing more until the next one is attached; what it has may finish."""
         self._closing = True
 
-    def abandon(self) -> int:
-        """Skip the jobs that are left when the version was unloaded; return how many."""
-        left = [*self._suspects.values(), *(job for _, job in self._waiting)]
-        self._suspects.clear()
+    def withdraw(self, *, suspects: bool = False) -> list[Job]:
+        """Give back the jobs that wait, and with `suspects` those too; not what is in an engine."""
+        jobs = [job for _, job in self._waiting]
         self._waiting.clear()
-        why = RecordSkipped(SkipReason.VERSION_UNAVAILABLE, f"{self._ref} was unloaded")
+        if suspects:
+            for row in self._suspects:
+                self._guilt.closed(row)
+            jobs = [*self._suspects.values(), *jobs]
+            self._suspects.clear()
+        self._flush()
+        return jobs
+
+    def abandon(self, why: str) -> int:
+        """Skip the jobs that no engine has; return how many."""
+        left = self.withdraw(suspects=True)
         for job in left:
-            self._finish(job, outcome_of(why))
+            self._finish(job, outcome_of(RecordSkipped(SkipReason.VERSION_UNAVAILABLE, why)))
         self._flush()
         return len(left)
 

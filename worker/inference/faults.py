@@ -7,6 +7,7 @@ from types import MappingProxyType
 from worker.errors import (
     BrokerUnavailable,
     ChannelError,
+    ControlUnavailable,
     DeviceError,
     EngineFault,
     ModelError,
@@ -67,6 +68,7 @@ _FAULTS: tuple[tuple[type[Exception], Fault], ...] = (
     (DeviceError, Fault.DEVICE),
     (ModelError, Fault.MODEL),
     (BrokerUnavailable, Fault.WORLD),
+    (ControlUnavailable, Fault.WORLD),
     (OSError, Fault.WORLD),
 )
 

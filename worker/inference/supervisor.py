@@ -67,6 +67,13 @@ class Status(NamedTuple):
     """Why it is down, or why the last engine ended."""
 
 
+OnEngine = Callable[[str | None], None]
+"""Is told None when another engine is warm, and the reason when one ended or did not load.
+
+Not of ends that were asked for, nor of those that a record was convicted of.
+"""
+
+
 class Supervisor:
     """One model version's engine and its dispatcher. `start`, then `stop`."""
 
@@ -76,11 +83,13 @@ class Supervisor:
         dispatcher: Dispatcher,
         *,
         spawn: Spawn,
+        on_engine: OnEngine,
         backoff: Backoff | None = None,
     ) -> None:
         self._spec = spec
         self._dispatcher = dispatcher
         self._spawn = spawn
+        self._on_engine = on_engine
         self._backoff = backoff or Backoff()
         self._engine: Engine | None = None
         self._loaded: Loaded | None = None
@@ -95,8 +104,18 @@ class Supervisor:
         return self._dispatcher
 
     @property
+    def pid(self) -> int | None:
+        """Process of the engine; None while there is none."""
+        return self._engine.pid if self._engine else None
+
+    @property
+    def up(self) -> bool:
+        """An engine is there to take records."""
+        return self._engine is not None
+
+    @property
     def ready(self) -> bool:
-        return self._engine is not None and self._dispatcher.ready
+        return self.up and self._dispatcher.ready
 
     @property
     def capacity_rows(self) -> int:
@@ -108,7 +127,7 @@ class Supervisor:
         loaded = self._loaded
         return Status(
             state=self._state(),
-            pid=self._engine.pid if self._engine else None,
+            pid=self.pid,
             sha256=loaded.sha256 if loaded else None,
             provider=loaded.provider if loaded else None,
             device=loaded.device if loaded else None,
@@ -138,6 +157,8 @@ class Supervisor:
         served.
         """
         engine = await self._load()
+        # Those that follow are in a hurry: records wait for them.
+        self._spec = self._spec._replace(load=self._spec.load._replace(quiet=False))
         self._begin(engine)
         name = f"engine {self._spec.ref}"
         self._task = asyncio.create_task(self._run(engine), name=name)
@@ -171,10 +192,14 @@ class Supervisor:
             served_s = await self._serve(engine)
             if self._stopping:
                 return
-            if served_s > _SERVED_WELL_S or self._dispatcher.convicted > convicted:
+            guilty = self._dispatcher.convicted > convicted
+            if served_s > _SERVED_WELL_S or guilty:
                 self._backoff.reset()
+            if not guilty:
+                self._on_engine(self._reason)
             engine = await self._again()
             self._begin(engine)
+            self._on_engine(None)
 
     def _begin(self, engine: Engine) -> None:
         self._engine, self._stuck = engine, frozenset()
@@ -238,6 +263,7 @@ class Supervisor:
                 _log.error(
                     "engine.refused", model=str(self._spec.ref), why=str(error), answer=answer.value
                 )
+                self._on_engine(self._reason)
             else:
                 self._restarts += 1
                 return engine

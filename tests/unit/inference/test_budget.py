@@ -13,6 +13,8 @@ from worker.inference.budget import (
     cores,
     limits_of,
     memory_bytes,
+    own_bytes,
+    resident_bytes,
 )
 from worker.vision.containers import Header
 
@@ -102,7 +104,23 @@ def test_memory_is_the_smallest_of_machine_and_groups(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path / "nothing") > 512 * MB
 
 
+def test_pages_of_files_count_once_and_processes_that_are_gone_not_at_all(tmp_path: Path) -> None:
+    for pid, statm in {7: "900 50 30 1 0 20 0", 8: "900 70 40 1 0 30 0"}.items():
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/statm").write_text(statm + "\n")
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert resident_bytes([7, 8, 9], tmp_path) == (20 + 30 + 40) * page
+    assert own_bytes(8, tmp_path) == 30 * page
+    assert resident_bytes([], tmp_path) == own_bytes(9, tmp_path) == 0
+
+
+def test_the_memory_of_this_process_can_be_measured() -> None:
+    if not Path("/proc/self/statm").is_file():
+        pytest.skip("this system has no /proc")
+    assert 1 * MB < own_bytes(os.getpid()) < resident_bytes([os.getpid()])
+
+
 def test_the_first_limits_are_those_of_the_settings() -> None:
     limits = limits_of(Settings(batch=BatchSettings(max_wait_ms=7.5)))
-    assert limits == (16, 1, 7.5, 67_108_864, 33_554_432, 50_000_000)
+    assert limits == (16, 1, 7.5, 67_108_864, 33_554_432, 50_000_000, {})
     assert limits_of(Settings(batch=BatchSettings(max_size=3))).max_size == 3

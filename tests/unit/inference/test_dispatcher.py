@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -302,9 +303,46 @@ def test_what_is_left_at_an_unload_is_skipped() -> None:
     work.close()
     work.submit(jobs(3))
     work.detach({port.rows[0].id}, "it was stopped")
-    assert work.abandon() == 3
+    assert work.abandon("digits/1 was unloaded") == 3
     assert ends.count() == {"model.version-unavailable": 3}
+    assert {end.outcome[1] for end in ends.of.values()} == {"digits/1 was unloaded"}
     assert work.in_flight == 0
+    work.attach(attached(port := Port()))
+    work.submit(jobs(4, 5))
+    assert port.names == [4, 5], "nobody is suspected any more"
+
+
+def test_what_waits_can_be_withdrawn_but_neither_suspects_nor_what_is_in_an_engine() -> None:
+    ends, port = Ends(), Port()
+    work = dispatcher(ends)
+    work.attach(attached(port, window=2))
+    work.submit(jobs(1, 2, 3, 4))
+    assert [job.ticket.position.offset for job in work.withdraw()] == [3, 4]
+    work.detach({port.rows[0].id}, "it died")
+    assert [job.ticket.position.offset for job in work.withdraw()] == [2]
+    assert work.in_flight == 1
+    assert [job.ticket.position.offset for job in work.withdraw(suspects=True)] == [1]
+    assert work.in_flight == 0
+    assert ends.of == {}
+
+
+async def test_who_waits_for_the_last_job_hears_of_it_when_that_is_withdrawn() -> None:
+    work = dispatcher(Ends())
+    work.submit(jobs(1))
+    drained = asyncio.create_task(work.drained(10.0))
+    await asyncio.sleep(0)
+    work.withdraw()
+    await drained
+
+
+def test_a_stop_that_was_asked_for_casts_no_doubt_on_the_next_engine() -> None:
+    work = dispatcher(Ends())
+    work.attach(attached(Port()))
+    work.close()
+    work.detach((), "it was stopped")
+    work.submit(jobs(1))
+    work.attach(attached(Port()))
+    assert work.ready
 
 
 def test_every_message_is_shown_to_the_observer() -> None:

@@ -14,6 +14,8 @@ EXPECTED: dict[str, Fault | None] = {
     "DeviceError": Fault.DEVICE,
     "BrokerRefused": None,
     "BrokerUnavailable": Fault.WORLD,
+    "ControlUnavailable": Fault.WORLD,
+    "StateError": None,
     "RecordFault": Fault.RECORD,
     "RecordSkipped": Fault.MOMENT,
     "EngineFault": Fault.ENGINE,

@@ -52,8 +52,13 @@ class Stage:
         self.spawn = Spawner(*scripts)
         self.backoff = Patience()
         self.work = dispatcher(self.ends)
+        self.told: list[str | None] = []
         self.supervisor = Supervisor(
-            EngineSpec(REF, LOAD, watchdog_s), self.work, spawn=self.spawn, backoff=self.backoff
+            EngineSpec(REF, LOAD, watchdog_s),
+            self.work,
+            spawn=self.spawn,
+            on_engine=self.told.append,
+            backoff=self.backoff,
         )
 
 
@@ -139,6 +144,7 @@ async def test_a_dead_engine_is_followed_by_another_and_its_records_run_there() 
         assert stage.ends.count() == {"Predicted": 5}
         assert stage.supervisor.status.restarts == 1
         assert stage.supervisor.status.reason == "it closed its channel: the script ended"
+        assert stage.told == ["it closed its channel: the script ended", None]
 
 
 async def test_a_lane_that_hangs_ends_its_engine() -> None:
@@ -184,6 +190,8 @@ async def test_engines_that_cannot_load_again_are_tried_again_and_records_wait()
         await until(lambda: len(stage.ends.of) == 2)
         assert stage.backoff.delays_s == [0.0, 1.0, 2.0]
         assert stage.ends.count() == {"Predicted": 2}
+        refused = "model.onnx: sha256 differs"
+        assert stage.told == ["it closed its channel: the script ended", refused, refused, None]
 
 
 async def test_while_everything_dies_the_version_is_not_ready_and_says_why() -> None:
@@ -215,6 +223,7 @@ async def test_a_conviction_ends_the_back_off_because_the_engine_was_not_at_faul
         await until(lambda: stage.supervisor.status.restarts == 2)
         assert stage.backoff.delays_s == [0.0, 0.0]
         assert stage.supervisor.status.convicted == 1
+        assert stage.told == ["it closed its channel: the script ended", None, None]
 
 
 async def test_stopping_says_bye_and_what_the_engine_has_is_finished() -> None:
@@ -232,6 +241,7 @@ async def test_stopping_says_bye_and_what_the_engine_has_is_finished() -> None:
         await stage.supervisor.stop(5.0)
         assert stage.ends.count() == {"Predicted": 2}
         assert stage.supervisor.problem() is None
+        assert stage.told == [], "it was asked to end"
 
 
 async def test_stopping_kills_an_engine_that_does_not_finish() -> None:
@@ -265,7 +275,7 @@ async def test_a_stop_while_an_engine_is_buried_leaves_its_records_where_they_ar
         stage.work.submit(jobs(1, 2, 3))
         await until(lambda: stage.supervisor.status.pid is None)
         await stage.supervisor.stop(1.0)
-        assert stage.work.abandon() == 3
+        assert stage.work.abandon("it was unloaded") == 3
         assert stage.ends.count() == {"model.version-unavailable": 3}
         buried.set()
 
@@ -317,6 +327,37 @@ async def test_limits_reach_this_engine_and_those_that_follow() -> None:
         stage.supervisor.set_limits(changed)
         await until(lambda: len(seen) == 3)
     assert seen == [LIMITS, changed, changed]
+
+
+async def test_only_the_first_engine_loads_behind_the_others() -> None:
+    seen: list[bool] = []
+
+    def listens(channel: Channel, _: Page) -> None:
+        seen.append(loads(channel).quiet)
+
+    stage = Stage(listens)
+    stage.supervisor._spec = EngineSpec(REF, LOAD._replace(quiet=True), None)
+    await stage.supervisor.start()
+    await until(lambda: len(seen) == 2)
+    assert seen == [True, False], "records wait for those that follow"
+    await stage.supervisor.stop(1.0)
+
+
+async def test_what_waits_for_a_stopped_engine_is_taken_up_by_the_next_one() -> None:
+    async with started(hangs_at_first_row) as stage:
+        stage.work.submit(jobs(*range(100)))
+        await stage.supervisor.stop(0.02)
+        assert stage.work.in_flight == 100
+        second = Supervisor(
+            EngineSpec(REF, LOAD, None),
+            stage.work,
+            spawn=Spawner(serves),
+            on_engine=stage.told.append,
+        )
+        await second.start()
+        await until(lambda: len(stage.ends.of) == 100)
+        assert stage.ends.count() == {"Predicted": 100}
+        await second.stop(1.0)
 
 
 async def test_supervision_that_ended_by_a_bug_is_told_to_liveness() -> None:
