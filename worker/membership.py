@@ -147,11 +147,10 @@ class Membership:
         for ref, status in self._registry.describe().items():
             self._metrics.set_engine_state(str(ref), status.state)
             restarts = self._metrics.engine_restarts.labels(str(ref))
-            restarts.inc(status.restarts - self._restarts.get(ref, 0))
+            restarts.inc(max(0, status.restarts - self._restarts.get(ref, 0)))
             self._restarts[ref] = status.restarts
             if status.sha256 is not None:
-                info = (ref.name, ref.version, status.sha256, status.provider or "")
-                self._metrics.model_info.labels(*info).set(1)
+                self._metrics.set_model_info(*ref, status.sha256, status.provider or "")
 
     def _show(
         self, partitions: frozenset[Partition], ends: Mapping[Partition, tuple[int, int]]

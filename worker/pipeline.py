@@ -137,6 +137,15 @@ class Pipeline:
         self._owned.close(closed)
         self._observe(ended)
 
+    def reroute(self, jobs: Sequence[Job]) -> None:
+        """Take stops 3 and 4 again with records whose version is not to be had any more."""
+        requests: list[Request] = []
+        for job in jobs:
+            entry = self._owned.find(job.ticket.position, job.ticket.epoch)
+            if entry is not None and entry.request is not None:  # else: late, as in `finish`
+                requests.append(entry.request._replace(image=job.image))
+        self._dispatch(requests)
+
     def _track(self, records: Sequence[Record]) -> list[Entry]:
         now_ms = time.time() * 1e3
         waited_ms = [now_ms - r.timestamp_ms for r in records if r.timestamp_ms >= 0]
@@ -198,14 +207,14 @@ class Pipeline:
         for request in requests:
             record = request.record
             try:
-                model, reason = route(request, table)
+                model, reason, generation = route(request, table)
             except RecordFault as fault:
                 self._refuse(record, Failed(fault.reason, str(fault)))
                 continue
             except RecordSkipped as skip:
                 self._refuse(record, Skipped(skip.reason, str(skip)))
                 continue
-            ticket = Ticket(record.position, record.epoch, model, reason, table.generation)
+            ticket = Ticket(record.position, record.epoch, model, reason, generation)
             assert isinstance(request.image, bytes)
             jobs.append(Job(ticket, request.image, request.deadline_ms))
         self._stages.observe(Stop.ROUTE, [time.monotonic() - began_s])

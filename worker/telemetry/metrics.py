@@ -110,15 +110,7 @@ class Metrics:
             "topic",
             "partition",
         )
-        self.model_info = _gauge(
-            registry,
-            "model_info",
-            "1 for every model version that is loaded.",
-            "name",
-            "version",
-            "sha256",
-            "provider",
-        )
+        self._declare_models(registry)
         self.ready = _gauge(registry, "ready", "1 while /readyz says yes.")
         self.loop_lag_seconds = _gauge(
             registry, "loop_lag_seconds", "How late the event loop last woke up."
@@ -134,6 +126,43 @@ class Metrics:
             "darkroom_batch_rows", "Rows of a batch that ran.", registry=registry, bounds=_ROWS
         ).of()
         self._engine_states: dict[str, str] = {}
+        self._model_infos: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def _declare_models(self, registry: CollectorRegistry) -> None:
+        self.model_info = _gauge(
+            registry,
+            "model_info",
+            "1 for every model version that is loaded.",
+            "name",
+            "version",
+            "sha256",
+            "provider",
+        )
+        self.model_loads = _counter(
+            registry, "model_loads", "Loads of a version (loaded, refused, cancelled).", "result"
+        )
+        self.model_switches = _counter(
+            registry, "model_switches", "Changes of the version that a model serves.", "model"
+        )
+        self.models_loaded = _gauge(registry, "models_loaded", "Versions that have an engine.")
+        self.switch_gap_seconds = _gauge(
+            registry,
+            "switch_gap_seconds",
+            "From the last outcome of the old version to the first of the new, at the last switch.",
+            "model",
+        )
+
+    def set_model_info(self, name: str, version: str, sha256: str, provider: str) -> None:
+        """Show a version that is loaded."""
+        self._model_infos[name, version] = labels = (name, version, sha256, provider)
+        self.model_info.labels(*labels).set(1)
+
+    def forget_engine(self, name: str, version: str) -> None:
+        """Show nothing more of a version that is not loaded any more."""
+        self.set_engine_state(f"{name}/{version}", None)
+        labels = self._model_infos.pop((name, version), None)
+        if labels is not None:
+            self.model_info.remove(*labels)
 
     def set_engine_state(self, model: str, state: str | None) -> None:
         """Show the engine of `model` (NAME/VERSION) in this state only; None: it is gone."""

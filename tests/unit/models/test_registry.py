@@ -1,240 +1,183 @@
 import asyncio
-import os
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from tests.unit.inference.jobs import Ends
-from tests.unit.inference.scripted import Script, Spawner, loads, outcomes, serves, submits
-from worker.control.messages import desired
-from worker.control.reconciler import Load, reconcile
-from worker.errors import EngineFault, ModelError
-from worker.inference.budget import Budget
+from tests.unit.models.stage import A1, A2, A3, B1, C1, D1, LIMITS, ready, stage, until
+from worker.control.messages import LiveLimits
 from worker.inference.dispatcher import Job
-from worker.inference.process import EngineEnd, Peer
-from worker.models.manifest import Manifest
-from worker.models.registry import EngineOptions, Registry
-from worker.models.repository import Version
-from worker.protocol.channel import Channel
-from worker.protocol.messages import Load as LoadMessage
-from worker.protocol.messages import SetLimits, Submit
-from worker.protocol.page import Page
-from worker.types import Limits, ModelRef, Position, Predicted, Ticket
+from worker.models.registry import LOADED
+from worker.models.router import Match, Pin, Rule
+from worker.protocol.messages import Load
+from worker.types import Position, Ticket
 
-BUDGET = Budget(lanes=3, decode_bytes=3000, largest_bytes=1000, memory_bytes=1 << 34)
-LIMITS = Limits(4, 1, 5.0, 1 << 20, 1 << 20, 1 << 20)
-D1_FOLDER = os.path.realpath("models/digits/1")
-D1, D2, C1 = ModelRef("digits", "1"), ModelRef("digits", "2"), ModelRef("cats", "1")
+FOLDER = Path("models/a/1").resolve()
 
 
-class Shelf:
-    """A repository that has everything but what is `absent`."""
-
-    absent = ModelRef("digits", "9")
-
-    def find(self, ref: ModelRef) -> Version:
-        if ref == self.absent:
-            raise ModelError(f"no version {ref}", file="repository")
-        return Version(ref, Path("models") / ref.name / ref.version, "beef", MANIFEST)
-
-
-MANIFEST = Manifest(files={}, batch_max_size=None, inputs={}, heads={}, golden=())
-
-
-def registry(ends: Ends, *scripts: Script, max_loaded: int = 3) -> Registry:
-    return Registry(
-        Shelf(),
-        BUDGET,
-        options=EngineOptions(LIMITS, "cpu", {"intra": "1"}, None, max_loaded, "before_run=kill"),
-        spawn=Spawner(*(scripts or (serves,))),
-        on_outcomes=ends,
-        observe=lambda _ref, _message: None,
-    )
-
-
-def jobs(ref: ModelRef, *offsets: int) -> list[Job]:
-    return [
-        Job(Ticket(Position("images", 0, offset), 1, ref, "active", None), b"image", None)
-        for offset in offsets
-    ]
-
-
-def ready(models: Registry) -> bool:
-    """Ask anew: to mypy, what was asserted of a property stays so."""
-    return models.ready
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - a thread's doing sets no event
-            await asyncio.sleep(0.001)
-
-
-async def test_reconciled_versions_are_in_the_table_ready_and_serve() -> None:
-    ends = Ends()
-    models = registry(ends)
-    assert not ready(models)
-    assert await reconcile(desired({"digits": "1", "cats": "1"}, "cats"), models) == ()
-    assert models.table.default == "cats"
-    assert models.table.active == models.table.named == {"digits": "1", "cats": "1"}
-    assert ready(models)
-    assert models.capacity_rows == (2 + 1) * 4
-    models.submit([*jobs(D1, 0, 1), *jobs(C1, 2), *jobs(D1, 3)])
-    assert models.in_flight == 4
-    await until(lambda: len(ends.of) == 4)
-    made_by = {
-        end.outcome.model.name for end in ends.of.values() if isinstance(end.outcome, Predicted)
-    }
-    assert made_by == {"digits", "cats"}
-    assert models.health() == ()
-    await models.close(5.0)
+async def test_loaded_versions_that_routes_name_are_ready_and_serve() -> None:
+    async with stage(A1, B1) as on:
+        assert not ready(on), "nothing is served yet"
+        await on.serve(A1, B1)
+        assert on.models.serving == {"a": "1", "b": "1"}
+        assert on.models.numbers == {A1: 0, B1: 0}
+        assert ready(on)
+        assert on.models.capacity_rows == (2 + 1) * 4
+        on.send("a", 3)
+        on.send("b", 2)
+        assert on.models.in_flight == 5
+        await on.finished()
+        assert on.ends.count() == {"Predicted": 5}
+        assert on.models.health() == ()
+        assert on.metric("models_loaded") == 2.0
+        assert on.metric("model_loads_total", result="loaded") == 2.0
 
 
 async def test_an_engine_is_told_its_share_of_the_budget_and_what_to_load() -> None:
-    told: list[LoadMessage] = []
-
-    def listens(channel: Channel, _: Page) -> None:
-        told.append(loads(channel))
-        list(submits(channel))
-
-    models = registry(Ends(), listens)
-    await reconcile(desired({"digits": "1", "cats": "1"}, "digits"), models)
-    await models.close(5.0)
-    digits, cats = told
-    assert digits == LoadMessage(
-        D1_FOLDER, "beef", 2, LIMITS, 1500, "cpu",
-        {"intra": "1"}, "before_run=kill",
+    async with stage(A1, B1, failpoint="before_run=kill") as on:
+        await on.serve(A1)
+        await on.models.load(B1, sha256="cafe")
+    first, second = on.engines.told
+    assert first == Load(
+        str(FOLDER), "beef", 2, LIMITS, 1500, "cpu",
+        {"intra": "1"}, "before_run=kill", quiet=False,
     )  # fmt: skip
-    assert (cats.lanes, cats.decode_bytes) == (1, 1500)
+    assert (second.lanes, second.decode_bytes, second.manifest_sha256) == (1, 1500, "cafe")
+    assert second.quiet, "the first serves meanwhile"
 
 
-async def test_a_swap_serves_with_the_old_version_until_the_new_one_is_warm() -> None:
-    ends = Ends()
-    models = registry(ends)
-    await reconcile(desired({"digits": "1"}, "digits"), models)
-    models.expect({"digits": "2"}, "digits", generation=7)
-    assert models.table.generation == 7
-    await models.load(D2)
-    assert models.table.active == {"digits": "1"}
-    assert not ready(models), "the version that is named is not active yet"
-    models.activate(D2)
-    assert models.table.active == {"digits": "2"}
-    assert ready(models)
-    models.submit(jobs(D1, 0))  # routed just before the switch
-    await models.unload(D1)
-    assert ends.count() == {"Predicted": 1}
-    assert models.loaded == {D2}
-    models.submit(jobs(D1, 1))  # a straggler
-    models.submit(jobs(D2, 2))
-    await until(lambda: len(ends.of) == 3)
-    assert ends.count() == {"Predicted": 2, "model.version-unavailable": 1}
-    await models.close(5.0)
+async def test_lanes_are_shared_by_no_more_models_than_are_loaded_at_a_time() -> None:
+    async with stage(A1, B1, C1, D1, max_loaded=2) as on:
+        await on.models.load(A1, sha256=None)
+        await on.models.load(B1, sha256=None)
+    assert [load.lanes for load in on.engines.told] == [2, 1]
 
 
-async def test_unloading_drains_what_the_version_still_has() -> None:
-    ends = Ends()
-
-    def slow(channel: Channel, _: Page) -> None:
-        loads(channel)
-        held: list[Submit] = []
-        for submit in submits(channel):
-            held.append(submit)
-            if len(held) == 2:
-                for each in held:
-                    channel.send(outcomes(each))
-
-    models = registry(ends, slow)
-    await reconcile(desired({"digits": "1"}, "digits"), models)
-    models.submit(jobs(D1, 0))
-    unloading = asyncio.create_task(models.unload(D1))
-    await asyncio.sleep(0)
-    assert models.table.active == {}
-    models.submit(jobs(D1, 1))
-    await unloading
-    assert ends.count() == {"Predicted": 2}
-    await models.unload(D1)
+async def test_a_switch_is_between_two_records_and_what_came_before_it_ends_as_it_was_routed() -> (
+    None
+):
+    async with stage(A1, A2) as on:
+        await on.serve(A1)
+        on.engines.holding.add(A1)
+        old = on.send("a", 3)
+        assert await on.models.load(A2, sha256=None, replaces="1") == LOADED
+        assert on.models.serving == {"a": "1"}
+        assert ready(on), "what it has serves until it is told to switch"
+        on.switch(A2, generation=7)
+        new = on.send("a", 3)
+        await until(lambda: len(on.ends.of) == 3)
+        assert {on.version_of(offset) for offset in new} == {"2"}
+        assert {on.ends.of[offset].ticket.generation for offset in new} == {7}
+        on.engines.holding.clear()
+        await on.finished()
+        assert {on.version_of(offset) for offset in old} == {"1"}
+        assert {on.ends.of[offset].ticket.generation for offset in old} == {None}
+        assert on.metric("model_switches_total", model="a") == 1.0
 
 
-async def test_a_version_that_is_not_in_the_repository_is_reported_and_the_old_one_serves() -> None:
-    models = registry(Ends())
-    await reconcile(desired({"digits": "1"}, "digits"), models)
-    (failure,) = await reconcile(desired({"digits": "9"}, "digits"), models)
-    assert failure.step == Load(Shelf.absent)
-    assert models.table.active == {"digits": "1"}
-    assert models.table.named == {"digits": "9"}
-    assert not ready(models)
-    await models.close(5.0)
+async def test_a_switch_back_to_a_version_that_is_held_needs_no_load() -> None:
+    async with stage(A1, A2) as on:
+        await on.serve(A1)
+        await on.serve(A2)
+        await on.pass_s(599.0)
+        assert await on.models.load(A1, sha256=None) == LOADED
+        on.switch(A1)
+        [offset] = on.send("a")
+        await on.finished()
+        assert on.version_of(offset) == "1"
+        assert on.engines.started == [A1, A2]
 
 
-async def test_no_more_versions_are_loaded_than_the_settings_allow() -> None:
-    models = registry(Ends(), max_loaded=1)
-    models.expect({"digits": "1"}, "digits")
-    await models.load(D1)
-    await models.load(D1)
-    with pytest.raises(ModelError, match=r"one more than models\.max_loaded; loaded: digits/1"):
-        await models.load(C1)
-    await models.close(5.0)
+async def test_a_version_that_left_service_is_held_for_a_while_then_its_engine_ends() -> None:
+    async with stage(A1, A2) as on:
+        await on.serve(A1)
+        await on.serve(A2)
+        await on.pass_s(300.0)
+        on.send("a", version="1")
+        await on.finished()
+        await on.pass_s(300.0)
+        assert on.models.loaded == {A1, A2}, "it was used in between"
+        await on.pass_s(300.0)
+        await until(lambda: on.models.loaded == {A2})
+        assert ready(on)
 
 
-def test_only_what_is_loaded_can_be_active() -> None:
-    with pytest.raises(ModelError, match="digits/1 is not loaded"):
-        registry(Ends()).activate(D1)
+async def test_without_a_hold_a_version_that_left_service_ends_when_it_has_finished() -> None:
+    async with stage(A1, A2, hold_s=0.0) as on:
+        await on.serve(A1)
+        on.engines.holding.add(A1)
+        offset, *_ = on.send("a", 2)
+        await on.models.load(A2, sha256=None)
+        on.switch(A2)
+        on.engines.holding.clear()
+        await until(lambda: on.models.loaded == {A2})
+        await on.finished()
+        assert on.version_of(offset) == "1"
 
 
-async def test_it_describes_every_version_that_it_has() -> None:
-    models = registry(Ends())
-    await reconcile(desired({"digits": "1"}, "digits"), models)
-    status = models.describe()[D1]
-    assert (status.state, status.lanes, status.max_size, status.in_flight) == ("serving", 3, 4, 0)
-    await models.close(5.0)
-    assert models.describe() == {}
+async def test_its_own_timer_ends_what_was_held_long_enough() -> None:
+    async with stage(A1, A2, hold_s=0.01) as on:
+        on.models._clock_s = asyncio.get_running_loop().time
+        on.models._berths._clock_s = on.models._clock_s
+        await on.serve(A1)
+        await on.serve(A2)
+        await until(lambda: on.models.loaded == {A2})
 
 
-async def test_limits_that_change_while_a_version_loads_reach_it() -> None:
-    told: list[object] = []
-    models = registry(Ends())
-
-    def loads_late(channel: Channel, _: Page) -> None:
-        loads(channel)
-        told.append(channel.receive())
-        list(submits(channel))
-
-    def spawn(end: EngineEnd) -> Peer:
-        models.set_limits(LIMITS._replace(max_size=2))
-        return Spawner(loads_late)(end)
-
-    models._spawn = spawn
-    await models.load(D1)
-    await until(lambda: bool(told))
-    assert told == [SetLimits(LIMITS._replace(max_size=2))]
-    await models.close(5.0)
+async def test_what_the_state_wants_is_not_ended_for_its_age_before_a_route_names_it() -> None:
+    async with stage(A1, A2) as on:
+        on.names(A1, A2, wanted=[A1, A2])
+        await on.serve(A1)
+        await on.models.load(A2, sha256=None)
+        await on.pass_s(10_000.0)
+        assert on.models.loaded == {A1, A2}
+        on.names(A1, A2, wanted=[A1])  # the rollout was aborted
+        await on.pass_s(601.0)
+        await until(lambda: on.models.loaded == {A1})
 
 
-async def test_a_process_that_cannot_be_had_is_a_failure_of_that_model_alone() -> None:
-    models = registry(Ends())
+async def test_versions_of_rules_and_splits_are_in_service_too_unless_there_is_a_pin() -> None:
+    async with stage(A1, A2, A3) as on:
+        for ref in (A1, A2, A3):
+            await on.models.load(ref, sha256=None)
+        rule = Rule("beta", Match(tags={"tier": "beta"}), "next")
+        on.switch(A1, rules=(rule,), split=(("1", 9), ("3", 1)), aliases={"next": "2"})
+        await on.pass_s(10_000.0)
+        assert on.models.loaded == {A1, A2, A3}
+        on.switch(A1, rules=(rule,), split=(("3", 1),), pin=Pin("1"), aliases={"next": "2"})
+        await on.pass_s(600.0)
+        await until(lambda: on.models.loaded == {A1})
 
-    def refuses(_: EngineEnd) -> Peer:
-        raise BlockingIOError(11, "fork: no more processes")
 
-    models._spawn = refuses
-    [failure] = await reconcile(desired({"digits": "1"}, "digits"), models)
-    assert isinstance(failure.error, EngineFault)
-    assert "no engine of digits/1 can be started" in str(failure.error)
-    await models.close(5.0)
+async def test_a_model_that_is_dropped_is_forgotten_once_it_has_finished() -> None:
+    async with stage(A1, B1) as on:
+        await on.serve(A1, B1)
+        on.models.set_limits("b", LiveLimits(max_size=2))
+        on.send("b", 3)
+        on.models.drop("b")
+        assert set(on.models.table.models) == {"a"}
+        await on.finished()
+        assert on.models.loaded == {A1}
+        assert on.ends.count() == {"Predicted": 3}
+        assert ready(on)
+        await until(lambda: [berth.ref for berth in on.models._berths] == [A1])
 
 
-async def test_new_limits_reach_loaded_versions_and_those_loaded_later() -> None:
-    told: list[Limits] = []
+async def test_records_that_wait_for_a_model_that_is_dropped_are_skipped() -> None:
+    async with stage(A1, B1) as on:
+        await on.serve(A1)
+        on.switch(B1)
+        on.shelf.slow.add(B1)
+        offsets = on.send("b", 3)
+        await asyncio.sleep(0)
+        on.models.drop("b")
+        await on.finished()
+        assert {on.version_of(offset) for offset in offsets} == {"model.version-unavailable"}
+        assert on.engines.started == [A1]
 
-    def listens(channel: Channel, _: Page) -> None:
-        told.append(loads(channel).limits)
-        list(submits(channel))
 
-    models = registry(Ends(), listens)
-    models.expect({"digits": "1", "cats": "1"}, "digits")
-    await models.load(D1)
-    models.set_limits(LIMITS._replace(max_size=2))
-    await models.load(C1)
-    assert [limits.max_size for limits in told] == [4, 2]
-    await models.close(5.0)
+async def test_a_straggler_of_a_model_that_was_dropped_is_skipped() -> None:
+    async with stage(A1, B1) as on:
+        await on.serve(A1)
+        ticket = Ticket(Position("images", 0, 7), 1, B1, "active", None)
+        on.models.drop("b")
+        on.models.submit([Job(ticket, b"image", None)])
+        await until(lambda: 7 in on.ends.of)
+        assert on.version_of(7) == "model.version-unavailable"

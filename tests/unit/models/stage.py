@@ -1,0 +1,318 @@
+"""A registry over scripted engines of many versions, records for it, and a clock that stands."""
+
+import asyncio
+import contextlib
+import itertools
+import select
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.inference.jobs import Ends
+from tests.unit.inference.scripted import LOADED, Spawner, outcomes
+from worker.errors import ModelError, RecordSkipped
+from worker.inference.budget import Budget
+from worker.inference.dispatcher import Finished, Job
+from worker.inference.faults import outcome_of
+from worker.inference.process import EngineEnd, Peer
+from worker.inference.supervisor import Backoff
+from worker.models.manifest import ClassificationHead, Manifest
+from worker.models.options import Listeners, RegistryOptions
+from worker.models.registry import Registry
+from worker.models.repository import Version
+from worker.models.router import Routes, route
+from worker.protocol.channel import Channel
+from worker.protocol.messages import (
+    Bye,
+    Load,
+    LoadFailed,
+    Outcomes,
+    SetLimits,
+    Stopped,
+    Submit,
+)
+from worker.protocol.page import Page, Phase
+from worker.telemetry.metrics import Metrics
+from worker.types import (
+    Limits,
+    ModelRef,
+    Position,
+    Predicted,
+    Record,
+    Request,
+    Ticket,
+)
+
+BUDGET = Budget(lanes=3, decode_bytes=3000, largest_bytes=1000, memory_bytes=1 << 34)
+LIMITS = Limits(4, 1, 5.0, 1 << 20, 1 << 20, 1 << 20)
+OPTIONS = RegistryOptions(
+    limits=LIMITS,
+    policy="cpu",
+    session={"intra": "1"},
+    watchdog_s=None,
+    max_loaded=3,
+    stop_first=False,
+    hold_s=600.0,
+    max_failures=3,
+    reset_timeout_s=60.0,
+    failpoint=None,
+)
+A1, A2, A3 = (ModelRef("a", version) for version in "123")
+B1, C1, D1 = (ModelRef(name, "1") for name in "bcd")
+LABEL = ClassificationHead(output="scores", activation="none", labels="labels.txt")
+
+
+def manifest(*heads: str) -> Manifest:
+    named = dict.fromkeys(heads or ("label",), LABEL)
+    return Manifest(files={}, batch_max_size=None, inputs={}, heads=named, golden=())
+
+
+class Clock:
+    """Stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Shelf:
+    """A repository that has everything but what is `absent`; `slow` waits to be cancelled."""
+
+    def __init__(self) -> None:
+        self.absent: set[ModelRef] = set()
+        self.slow: set[ModelRef] = set()
+        self.heads: dict[ModelRef, tuple[str, ...]] = {}
+        self.asked: list[tuple[ModelRef, str | None]] = []
+        self.cancelled: list[ModelRef] = []
+
+    def find(self, ref: ModelRef, *, sha256: str | None, cancelled: Callable[[], bool]) -> Version:
+        self.asked.append((ref, sha256))
+        if ref in self.absent:
+            raise ModelError(f"no version {ref}", file="repository", code="model.absent")
+        if ref in self.slow:
+            pause = threading.Event()
+            while not cancelled():
+                pause.wait(0.001)
+            self.cancelled.append(ref)
+        folder = Path("models") / ref.name / ref.version
+        return Version(ref, folder, sha256 or "beef", manifest(*self.heads.get(ref, ())))
+
+
+class Engines:
+    """Engines of any version; what one does is looked up when it does it."""
+
+    def __init__(self) -> None:
+        self.told: list[Load] = []
+        self.limits: list[Limits] = []
+        self.refusing: set[ModelRef] = set()
+        self.never_loading: set[ModelRef] = set()
+        self.ending: set[ModelRef] = set()
+        """They end as soon as they have loaded."""
+        self.dying: set[ModelRef] = set()
+        """They die of the first row."""
+        self.holding: set[ModelRef] = set()
+        """They keep their rows until they are taken out of here, or told Bye."""
+        self.alive: list[ModelRef] = []
+        self.most = 0
+        self.answered: list[ModelRef] = []
+        self._spawn = Spawner(self._run)
+
+    def __call__(self, end: EngineEnd) -> Peer:
+        return self._spawn(end)
+
+    @property
+    def started(self) -> list[ModelRef]:
+        return [_ref(load) for load in self.told]
+
+    def _run(self, channel: Channel, page: Page) -> None:
+        load = channel.receive()
+        if not isinstance(load, Load):
+            return
+        self.told.append(load)
+        ref = _ref(load)
+        if ref in self.refusing:
+            channel.send(LoadFailed("model", "golden.png says cat", "manifest.yaml", None))
+            return
+        self.alive.append(ref)
+        self.most = max(self.most, len(self.alive))
+        try:
+            while ref in self.never_loading:
+                if channel.receive() is None:
+                    return
+            channel.send(LOADED)
+            if ref not in self.ending:
+                self._serve(ref, channel, page)
+        finally:
+            self.alive.remove(ref)
+
+    def _serve(self, ref: ModelRef, channel: Channel, page: Page) -> None:
+        held: list[Submit] = []
+        while True:
+            while held and not _readable(channel):
+                if ref not in self.holding:
+                    self._answer(ref, channel, held)
+            message = channel.receive()
+            if message is None:
+                return
+            match message:
+                case Submit() if ref in self.dying:
+                    page.begin(0, Phase.RUN, [message.rows[0].id])
+                    return
+                case Submit():
+                    held.append(message)
+                case SetLimits(limits):
+                    self.limits.append(limits)
+                case _:
+                    pass
+            if ref not in self.holding or isinstance(message, Bye):
+                self._answer(ref, channel, held)
+            if isinstance(message, Bye):
+                channel.send(Stopped())
+                return
+
+    def _answer(self, ref: ModelRef, channel: Channel, held: list[Submit]) -> None:
+        for submit in held:
+            self.answered.append(ref)
+            channel.send(outcomes(submit))
+        held.clear()
+
+
+def _readable(channel: Channel) -> bool:
+    return bool(select.select([channel._sock], [], [], 0.002)[0])
+
+
+def _ref(load: Load) -> ModelRef:
+    return ModelRef(*load.folder.split("/")[-2:])
+
+
+class Stage:
+    """All that a test needs; what is sent is routed by the real router."""
+
+    def __init__(self, **options: Any) -> None:
+        budget = options.pop("budget", BUDGET)
+        self.ends = Ends()
+        self.shelf = Shelf()
+        self.engines = Engines()
+        self.clock = Clock()
+        self.metrics = Metrics()
+        self.withdrawn = 0
+        self.observed: list[tuple[ModelRef, Outcomes]] = []
+        self._requests: dict[int, Request] = {}
+        self._offsets = itertools.count()
+        self.models = Registry(
+            self.shelf,
+            budget,
+            options=OPTIONS._replace(**options),
+            spawn=self.engines,
+            tell=Listeners(self.ends, self._again, lambda *seen: self.observed.append(seen)),
+            metrics=self.metrics,
+            clock_s=self.clock,
+        )
+
+    def names(self, *refs: ModelRef, wanted: Iterable[ModelRef] = (), default: str = "a") -> None:
+        """Let the state name these versions."""
+        models: dict[str, dict[str, str | None]] = {}
+        for ref in refs:
+            models.setdefault(ref.name, {})[ref.version] = None
+        self.models.names(default, models, wanted=tuple(wanted))
+
+    def routes(self, serving: str | None, name: str = "a", **changes: Any) -> Routes:
+        versions = self.models.table.models[name].versions
+        return Routes(serving, versions)._replace(**changes)
+
+    def switch(self, ref: ModelRef, **changes: Any) -> None:
+        self.models.switch(ref.name, self.routes(ref.version, ref.name, **changes))
+
+    async def serve(self, *refs: ModelRef, **changes: Any) -> None:
+        """Load versions and switch to them."""
+        for ref in refs:
+            await self.models.load(ref, sha256=None)
+            self.switch(ref, **changes)
+
+    def send(self, model: str, many: int = 1, *, version: str | None = None) -> list[int]:
+        """Route and submit records; return their offsets."""
+        offsets = [next(self._offsets) for _ in range(many)]
+        for offset in offsets:
+            record = Record(Position("images", 0, offset), 1, b"%d" % offset, b"image", (), 0, 0.0)
+            self._requests[offset] = Request(
+                record, b"image", model, version, {}, None, None, None, ()
+            )
+        self._submit(offsets)
+        return offsets
+
+    @property
+    def sent(self) -> int:
+        return len(self._requests)
+
+    def version_of(self, offset: int) -> str:
+        """Return the version that served a record, or how else it ended."""
+        outcome = self.ends.of[offset].outcome
+        return outcome.model.version if isinstance(outcome, Predicted) else str(outcome.reason)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"darkroom_{name}", labels)
+
+    async def pass_s(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+        self.models.look()
+        await asyncio.sleep(0)
+
+    async def finished(self) -> None:
+        """Wait until every record has had its outcome."""
+        await until(lambda: len(self.ends.of) == self.sent)
+
+    def _again(self, jobs: Sequence[Job]) -> None:
+        self.withdrawn += len(jobs)
+        self._submit([job.ticket.position.offset for job in jobs])
+
+    def _submit(self, offsets: Iterable[int]) -> None:
+        jobs: list[Job] = []
+        for offset in offsets:
+            request = self._requests[offset]
+            position = request.record.position
+            try:
+                ref, reason, generation = route(request, self.models.table)
+            except RecordSkipped as skip:
+                nowhere = Ticket(position, 1, ModelRef("", ""), "", None)
+                self.ends([Finished(nowhere, outcome_of(skip))])
+            else:
+                jobs.append(Job(Ticket(position, 1, ref, reason, generation), b"image", None))
+        if jobs:
+            self.models.submit(jobs)
+
+
+@asynccontextmanager
+async def stage(*refs: ModelRef, **options: Any) -> AsyncIterator[Stage]:
+    """Set a stage on which these versions are named; end all that was started on it."""
+    made = Stage(**options)
+    made.names(*refs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backoff, "next_s", lambda _: 0.0)
+        try:
+            yield made
+        finally:
+            await made.models.close(5.0)
+    assert made.engines.alive == []
+
+
+def ready(on: Stage) -> bool:
+    """Ask anew: to mypy, what was asserted of a property stays so."""
+    return on.models.ready
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - a thread's doing sets no event
+            await asyncio.sleep(0.001)
+
+
+async def cancelled(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,86 @@
+"""What the registry is told once: how engines are made and kept, and who hears of what they do.
+
+And the limits of one model: what the settings say, changed by what changes live.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, Self
+
+from worker.config import Settings
+from worker.inference.budget import limits_of
+from worker.inference.dispatcher import Observer, OnOutcomes, OnWithdrawn
+from worker.types import Limits
+
+
+class RegistryOptions(NamedTuple):
+    """By the settings; they do not change."""
+
+    limits: Limits
+    policy: str
+    session: Mapping[str, str]
+    watchdog_s: float | None
+    """None: by the measured service times."""
+    max_loaded: int
+    """Engines at a time: serving, held, loading and ending."""
+    stop_first: bool
+    """Where a version has no room beside the one that it replaces, that one is stopped first."""
+    hold_s: float
+    """How long a version stays warm when nothing routes to it any more."""
+    max_failures: int
+    """Failures of a version in a row that open its breaker."""
+    reset_timeout_s: float
+    failpoint: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, *, failpoint: str | None) -> Self:
+        engine, models, breaker = settings.engine, settings.models, settings.breaker
+        return cls(
+            limits=limits_of(settings),
+            policy=engine.policy,
+            session=MappingProxyType(engine.session),
+            watchdog_s=None if engine.watchdog_s == "auto" else engine.watchdog_s,
+            max_loaded=models.max_loaded,
+            stop_first=models.swap == "stop-first",
+            hold_s=models.rollback_hold_s,
+            max_failures=breaker.max_failures,
+            reset_timeout_s=breaker.reset_timeout_s,
+            failpoint=failpoint,
+        )
+
+
+class Listeners(NamedTuple):
+    """Who hears what becomes of jobs; each is called on the loop."""
+
+    on_outcomes: OnOutcomes
+    on_withdrawn: OnWithdrawn
+    """Gets jobs that are to be routed again; never called from inside `submit`."""
+    observe: Observer
+
+
+class Overrides(Protocol):
+    """What changes live of a model's limits; None, or a head not named: as without it."""
+
+    @property
+    def max_size(self) -> int | None: ...
+
+    @property
+    def min_size(self) -> int | None: ...
+
+    @property
+    def max_wait_ms(self) -> float | None: ...
+
+    @property
+    def thresholds(self) -> Mapping[str, float]: ...
+
+
+def overridden(limits: Limits, changes: Overrides | None) -> Limits:
+    """Return the limits of one model."""
+    if changes is None:
+        return limits
+    return limits._replace(
+        max_size=limits.max_size if changes.max_size is None else changes.max_size,
+        min_size=limits.min_size if changes.min_size is None else changes.min_size,
+        max_wait_ms=limits.max_wait_ms if changes.max_wait_ms is None else changes.max_wait_ms,
+        thresholds=changes.thresholds,
+    )

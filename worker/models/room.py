@@ -1,0 +1,62 @@
+"""Whether one more engine fits: places within `models.max_loaded`, and memory. Asks, ends nothing.
+
+It must not know why an engine is wanted, nor what it serves.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from worker.inference.budget import own_bytes, resident_bytes
+from worker.models.repository import Version
+
+_FLOOR_BYTES = 160 << 20
+"""Measured: 36 MiB of Python, OpenCV and ONNX Runtime, and what batches of 16 need while they run
+(140 MiB for squeezenet, whose weights are 5 MiB)."""
+_PER_FILE_BYTE = 3
+"""Of the files: read, parsed, and laid out for the kernels."""
+_MIB = 1 << 20
+
+
+class Room:
+    """The places and the memory that all engines share."""
+
+    def __init__(
+        self,
+        max_loaded: int,
+        memory_bytes: int,
+        *,
+        resident: Callable[[Iterable[int]], int] = resident_bytes,
+    ) -> None:
+        self._max_loaded = max_loaded
+        self._memory_bytes = memory_bytes
+        self._resident = resident
+
+    def lack(self, need_bytes: int, engines: int, pids: Sequence[int]) -> str | None:
+        """Return what is missing for one engine more, in words; None: there is room.
+
+        `engines`: how many there are; `pids`: their processes, as far as they are running.
+        """
+        if engines >= self._max_loaded:
+            count = "1 engine is" if engines == 1 else f"{engines} engines are"
+            return f"{count} loaded, models.max_loaded is {self._max_loaded}"
+        used = self._resident((os.getpid(), *pids))
+        if used + need_bytes > self._memory_bytes:
+            return (
+                f"it needs about {need_bytes // _MIB} MiB; {used // _MIB} MiB of"
+                f" {self._memory_bytes // _MIB} MiB are in use"
+            )
+        return None
+
+
+def expected_bytes(files_bytes: int, like: Iterable[int]) -> int:
+    """Return what an engine will need: as the largest of those alike, else a guess by its files.
+
+    `like`: processes of engines of the same model.
+    """
+    return max(map(own_bytes, like), default=0) or _FLOOR_BYTES + _PER_FILE_BYTE * files_bytes
+
+
+def files_bytes(version: Version) -> int:
+    """Return the size of a version's files; blocks. What is absent the engine will complain of."""
+    files = (version.folder / name for name in version.manifest.files)
+    return sum(file.stat().st_size for file in files if file.is_file())
