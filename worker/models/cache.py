@@ -3,87 +3,39 @@
 A version is a folder of that name, complete or not there: it is fetched into `.new` beside it and
 renamed. All workers on a data folder fetch one at a time (`.lock`), so what lies in `.new` is ours,
 or left by the dead. Whoever uses a version holds a shared lock on its folder; only what nobody
-holds is evicted. It must not know what versions are called.
+holds is evicted. It must not know where versions come from.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from io import BufferedWriter
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import structlog
 
 from worker.config import Settings
 from worker.errors import ModelError
+from worker.models.fetch import Cancelled, Fetch, Order, Watcher, go_on, sync_folder
 from worker.models.files import names_below, verify_files
 from worker.models.manifest import MANIFEST_NAME, Manifest, load_manifest
-from worker.models.regular import create_private
-from worker.models.sources import Source
 from worker.types import ModelRef
 
 _NEW: Final = ".new"
 _OLD: Final = ".old"
 _LOCK: Final = ".lock"
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _LOOK_S: Final = 0.05
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _log = structlog.get_logger()
-
-
-class Watcher(Protocol):
-    """Is told how a fetch gets on, on the thread that fetches."""
-
-    def begin(self, ref: ModelRef, total_bytes: int | None) -> None:
-        """Learn what comes; None: the repository does not say how much."""
-
-    def advance(self, count_bytes: int) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class Silent:
-    """Watches nothing."""
-
-    def begin(self, ref: ModelRef, total_bytes: int | None) -> None: ...
-
-    def advance(self, count_bytes: int) -> None: ...
-
-    def end(self) -> None: ...
-
-
-SILENT: Final = Silent()
-Cancelled = Callable[[], bool]
-
-
-def never() -> bool:
-    """Say that a fetch is not cancelled."""
-    return False
-
-
-class Order(NamedTuple):
-    """A version to have in the cache."""
-
-    ref: ModelRef
-    source: Source
-    document: bytes
-    """Its manifest, as it came."""
-    manifest: Manifest
-    sha256: str
-    """Of the document."""
-
-    def name(self, file: str) -> str:
-        """Return what the source calls one of its files."""
-        return f"{self.ref}/{file}"
 
 
 class Kept(NamedTuple):
@@ -99,15 +51,17 @@ class Cache:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._held: dict[str, list[int]] = {}
+        self._held: dict[tuple[str, ModelRef], int] = {}
         self._guard = threading.Lock()
 
-    def take(self, sha256: str, *, verify: bool = False) -> Kept | None:
-        """Return a version if it is here, and as it must be; it is kept until `release`.
+    def take(self, sha256: str, ref: ModelRef, *, verify: bool = False) -> Kept | None:
+        """Return a version if it is here, and as it must be; it stays here until `release`.
 
         With `verify` every file is held to its digest, without it to what the disk says of it.
         """
         folder = self._folder / sha256
+        if not _DIGEST.fullmatch(sha256):
+            return None
         with contextlib.ExitStack() as undo:
             try:
                 descriptor = os.open(folder, _FOLDER)
@@ -125,21 +79,25 @@ class Cache:
             except (OSError, ModelError) as error:
                 _log.warning("model.cache.unsound", sha256=sha256, error=str(error))
                 return None
-            with self._guard:
-                self._held.setdefault(sha256, []).append(descriptor)
             undo.pop_all()
+        with self._guard:
+            before = self._held.pop((sha256, ref), None)
+            self._held[sha256, ref] = descriptor
+        if before is not None:
+            os.close(before)
         return Kept(folder, manifest)
 
-    def release(self, sha256: str) -> None:
-        """Give up one `take` or `fetch`: what nobody holds may be evicted for others."""
+    def release(self, sha256: str, ref: ModelRef) -> None:
+        """Let go what was taken or fetched under this name: nobody's may be evicted for others."""
         with self._guard:
-            if held := self._held.get(sha256):
-                os.close(held.pop())
+            descriptor = self._held.pop((sha256, ref), None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def fetch(
         self, order: Order, *, cancelled: Cancelled, watcher: Watcher, verify: bool = False
     ) -> Kept:
-        """Return a version, from its source if it is not here; it is kept until `release`.
+        """Return a version, from its source if it is not here; it stays here until `release`.
 
         Raises ModelError and leaves nothing behind: a file is absent (`model.absent`) or not as
         the manifest says; it does not fit, the source or the disk fails, or it was cancelled
@@ -148,15 +106,15 @@ class Cache:
         folder, new = self._folder / order.sha256, self._folder / _NEW
         try:
             with self._alone(order, cancelled):
-                kept = self.take(order.sha256, verify=verify)
+                kept = self.take(order.sha256, order.ref, verify=verify)
                 if kept is None:
                     self._remove(folder)
                     room = partial(self._make_room, ref=order.ref)
-                    _Fetch(order, room, cancelled=cancelled, watcher=watcher).run(new)
+                    Fetch(order, room, cancelled=cancelled, watcher=watcher).run(new)
                     new.rename(folder)
-                    _sync(self._folder)
+                    sync_folder(self._folder)
                     _log.info("model.fetched", model=order.ref.name, version=order.ref.version)
-                    kept = self.take(order.sha256)
+                    kept = self.take(order.sha256, order.ref)
         except OSError as error:
             raise ModelError(
                 f"{order.ref} cannot be kept here: {error.strerror}",
@@ -178,7 +136,7 @@ class Cache:
         _make_private(self._folder, self._folder.stat())
         with (self._folder / _LOCK).open("a") as lock:
             while not _locked(lock.fileno()):
-                _go_on(order, cancelled)
+                go_on(order, cancelled)
                 time.sleep(_LOOK_S)
             try:
                 self._sweep()
@@ -242,79 +200,6 @@ class _Entry(NamedTuple):
         return cls(folder.lstat().st_mtime_ns, folder, sum(sizes))
 
 
-class _Fetch:
-    """One version on its way into a new folder."""
-
-    def __init__(
-        self,
-        order: Order,
-        make_room: Callable[[int], int],
-        *,
-        cancelled: Cancelled,
-        watcher: Watcher,
-    ) -> None:
-        self._order = order
-        self._make_room = make_room
-        self._cancelled = cancelled
-        self._watcher = watcher
-        self._room_bytes = 0
-        self._written_bytes = 0
-
-    def run(self, new: Path) -> None:
-        """Make the folder, with the manifest and every file that it lists, all on the disk."""
-        order = self._order
-        sizes = {name: self._size(name) for name in order.manifest.files}
-        known = [size for size in sizes.values() if size is not None]
-        self._room_bytes = self._make_room(len(order.document) + sum(known))
-        self._watcher.begin(order.ref, sum(known) if len(known) == len(sizes) else None)
-        try:
-            new.mkdir(mode=0o700)
-            with create_private(new, MANIFEST_NAME) as stream:
-                self._write(stream, order.document)
-                _flush(stream)
-            for name, size in sizes.items():
-                self._copy(new, name, size)
-            for parent, _, _ in os.walk(new):
-                _sync(Path(parent))
-        finally:
-            self._watcher.end()
-
-    def _size(self, name: str) -> int | None:
-        _go_on(self._order, self._cancelled)
-        return self._order.source.size(self._order.name(name))
-
-    def _copy(self, new: Path, name: str, size: int | None) -> None:
-        """Copy a file, held to its size where that is known, and to its digest."""
-        order = self._order
-        file = order.source.where(order.name(name))
-        digest, count = hashlib.sha256(), 0
-        chunks = order.source.chunks(order.name(name))
-        with create_private(new, name) as stream, contextlib.closing(chunks):
-            for chunk in chunks:
-                _go_on(order, self._cancelled)
-                count += len(chunk)
-                if size is not None and count > size:
-                    raise ModelError(f"has more than its {size} bytes", file=file)
-                self._write(stream, chunk)
-                digest.update(chunk)
-                self._watcher.advance(len(chunk))
-            _flush(stream)
-        if size is not None and count < size:
-            raise ModelError(f"ended after {count} of {size} bytes", file=file, code="model.fetch")
-        if digest.hexdigest() != order.manifest.files[name]:
-            raise ModelError(
-                f"has sha256 {digest.hexdigest()}, the manifest says {order.manifest.files[name]}:"
-                " a file changed on purpose wants a new version and manifest",
-                file=file,
-            )
-
-    def _write(self, stream: BufferedWriter, data: bytes) -> None:
-        self._written_bytes += len(data)
-        if self._written_bytes > self._room_bytes:  # of files whose size nobody said
-            self._room_bytes = self._make_room(self._written_bytes)
-        stream.write(data)
-
-
 def _checked(folder: Path, sha256: str) -> Manifest:
     """Hold a cached version to what the disk says of it, and take others' rights away.
 
@@ -345,7 +230,7 @@ def _make_private(path: Path, facts: os.stat_result) -> None:
 
 
 def _is_version(path: Path) -> bool:
-    return re.fullmatch(r"[0-9a-f]{64}", path.name) is not None and path.is_dir()
+    return _DIGEST.fullmatch(path.name) is not None and path.is_dir()
 
 
 def _claimed(folder: Path, claims: contextlib.ExitStack) -> bool:
@@ -366,26 +251,8 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _go_on(order: Order, cancelled: Cancelled) -> None:
-    if cancelled():
-        raise ModelError(f"the fetch of {order.ref} was cancelled", code="model.fetch")
-
-
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _flush(stream: BufferedWriter) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, _FOLDER)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

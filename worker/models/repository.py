@@ -15,7 +15,8 @@ from packaging.version import InvalidVersion
 from packaging.version import Version as Pep440
 
 from worker.errors import ModelError
-from worker.models.cache import SILENT, Cache, Cancelled, Order, Watcher, never
+from worker.models.cache import Cache
+from worker.models.fetch import SILENT, Cancelled, Order, Watcher, never
 from worker.models.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, read_manifest
 from worker.models.seen import Seen
 from worker.models.sources import Folder, source_of
@@ -112,15 +113,15 @@ class Repository:
         return version
 
     def release(self, version: Version) -> None:
-        """Let go what one `find` returned: the cache may evict it when it needs room."""
+        """Let go what was found, however often: the cache may evict it when it needs room."""
         if self._cache is not None:
-            self._cache.release(version.manifest_sha256)
+            self._cache.release(version.manifest_sha256, version.ref)
 
     def _cached(self, ref: ModelRef, sha256: str | None, *, verify: bool) -> Version | None:
         if self._cache is None or sha256 is None:
             return None
         self._seen.check(ref, sha256, file=self._file(ref))
-        kept = self._cache.take(sha256, verify=verify)
+        kept = self._cache.take(sha256, ref, verify=verify)
         return None if kept is None else Version(ref, kept.folder, sha256, kept.manifest)
 
     def _fetched(

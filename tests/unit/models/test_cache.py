@@ -1,41 +1,23 @@
-"""The cache: versions whole or not at all, private, within its bound, whoever else works on it."""
+"""The cache: versions whole and private, within its bound, whoever else works on it."""
 
-import fcntl
 import os
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
-from tests.unit.models.shelves import FILES, FISH, Stall, Web, body, put, serving
+from tests.unit.models.kept import MIB, find, finder, left, pipe, repository, symlink
+from tests.unit.models.shelves import FILES, FISH, Stall, Web, put, serving
 from worker.errors import ModelError
 from worker.models.cache import Cache
 from worker.models.manifest import load_manifest
-from worker.models.repository import Repository, Version
 from worker.types import ModelRef
 
-MIB = 1 << 20
-FIND = """\
-import sys
-from pathlib import Path
-from typing import Any
-from worker.models.cache import Cache
-from worker.models.repository import Repository
-from worker.telemetry.logs import configure
-from worker.types import ModelRef
-configure("error")
-cache = Cache(Path(sys.argv[2]), max_bytes=int(sys.argv[3]))
-version = Repository(sys.argv[1], cache=cache, seen_file=None).find(ModelRef("fish", "1"))
-print(version.folder, flush=True)
-"""
-LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+WEIGHTS = FILES["model.onnx"]
 
 
 @pytest.fixture
@@ -53,37 +35,6 @@ def web(shelf: Path) -> Iterator[Web]:
     put(shelf)
     with serving(shelf) as web:
         yield web
-
-
-def find(shelf: Path | str, root: Path, ref: ModelRef = FISH, *, max_bytes: int = MIB) -> Version:
-    return repository(shelf, root, max_bytes).find(ref)
-
-
-def repository(shelf: Path | str, root: Path, max_bytes: int = MIB) -> Repository:
-    return Repository(shelf, cache=Cache(root, max_bytes=max_bytes), seen_file=None)
-
-
-def refused(shelf: Path | str, root: Path) -> ModelError:
-    """Refuse a version, and leave nothing of it behind."""
-    with pytest.raises(ModelError) as caught:
-        find(shelf, root)
-    assert left(root) == []
-    return caught.value
-
-
-def left(root: Path) -> list[str]:
-    """What is in the cache, beside its lock."""
-    return sorted(path.name for path in root.glob("*") if path.name != ".lock")
-
-
-def finder(
-    shelf: Path | str, root: Path, *, first: str = "", then: str = ""
-) -> subprocess.Popen[str]:
-    """Start another process that finds the version."""
-    command = [sys.executable, "-c", first + FIND + then, str(shelf), str(root), str(MIB)]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 def test_a_version_is_kept_whole_and_for_this_user_alone(shelf: Path, root: Path) -> None:
@@ -116,78 +67,6 @@ def test_a_version_that_is_here_is_not_fetched_again(web: Web, root: Path) -> No
     assert web.asked == ["GET /fish/1/manifest.yaml"]
 
 
-def symlink(path: Path) -> None:
-    shutil.copy(path, path.parent / "other")
-    path.unlink()
-    path.symlink_to("other")
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize(
-    ("spoil", "code", "said"),
-    [
-        (lambda path: path.write_bytes(b"other"), "model.invalid", "the manifest says"),
-        (symlink, "model.invalid", "is a symbolic link"),
-        (pipe, "model.invalid", "is not a regular file"),
-        (lambda path: path.unlink(), "model.absent", "No such file"),
-    ],
-)
-def test_a_file_that_is_not_as_the_manifest_says_is_named_and_nothing_is_left(
-    shelf: Path, root: Path, spoil: Callable[[Path], None], code: str, said: str
-) -> None:
-    put(shelf)
-    spoil(shelf / "fish/1/golden/fish.png")
-    error = refused(shelf, root)
-    assert error.code == code
-    assert f"{shelf / 'fish/1/golden/fish.png'}: " in str(error)
-    assert said in str(error)
-
-
-def test_a_hard_link_in_a_repository_is_a_file_as_others(shelf: Path, root: Path) -> None:
-    put(shelf)
-    os.link(shelf / "fish/1/model.onnx", shelf / "fish/hardlink")
-    assert find(shelf, root).folder.is_dir()
-
-
-WEIGHTS = FILES["model.onnx"]
-
-
-@pytest.mark.parametrize(
-    ("head", "get", "code", "said"),
-    [
-        (None, body(WEIGHTS[:9], length=len(WEIGHTS)), "model.fetch", "cannot be read"),
-        (None, body(WEIGHTS[:9]), "model.fetch", f"ended after 9 of {len(WEIGHTS)} bytes"),
-        (body(b""), body(WEIGHTS[:9]), "model.invalid", "the manifest says"),
-        (None, body(WEIGHTS * 2), "model.invalid", f"has more than its {len(WEIGHTS)} bytes"),
-        (None, body(b"x" * len(WEIGHTS)), "model.invalid", "the manifest says"),
-        (body(b""), body(b"x" * 2 * MIB), "model.fetch", "models.cache_bytes"),
-    ],
-    ids=["truncated", "short", "short-without-size", "long", "other", "beyond-the-cap"],
-)
-def test_a_response_that_is_not_the_file_is_refused_and_nothing_is_left(
-    web: Web, root: Path, head: Any, get: Any, code: str, said: str
-) -> None:
-    web.faults = {"GET /fish/1/model.onnx": get} | (
-        {"HEAD /fish/1/model.onnx": head} if head else {}
-    )
-    error = refused(web.url, root)
-    assert error.code == code
-    assert f"{web.url}/fish/1/model.onnx: " in str(error) or said == "models.cache_bytes"
-    assert said in str(error)
-    web.faults.clear()
-    assert find(web.url, root).folder.is_dir()
-
-
-def test_a_server_that_tells_no_sizes_serves_too(web: Web, root: Path) -> None:
-    web.faults = {f"HEAD /fish/1/{name}": body(b"") for name in FILES}
-    assert find(web.url, root).folder.is_dir()
-
-
 def replaced(folder: Path) -> Path:
     shutil.rmtree(folder)
     return folder
@@ -215,13 +94,21 @@ def test_a_kept_version_that_was_tampered_with_is_fetched_again(
     first = find(shelf, root)
     spoil(first.folder / "labels.txt")
 
-    assert Cache(root, max_bytes=MIB).take(first.manifest_sha256) is None
+    assert Cache(root, max_bytes=MIB).take(first.manifest_sha256, FISH) is None
     again = find(shelf, root)
     assert again == first
     assert (again.folder / "labels.txt").read_bytes() == FILES["labels.txt"]
     assert {path.name for path in again.folder.iterdir()} == {
         *("manifest.yaml", "labels.txt", "model.onnx", "golden")
     }
+
+
+@pytest.mark.parametrize("digest", ["", ".", "..", ".new", "../shelf/fish/1", "F" * 64])
+def test_no_digest_leads_out_of_the_cache(shelf: Path, root: Path, digest: str) -> None:
+    put(shelf)
+    assert Cache(root, max_bytes=MIB).take(digest, FISH) is None
+    with pytest.raises(ModelError, match="asked for was"):
+        repository(shelf, root).find(FISH, sha256=digest)
 
 
 def test_rights_that_others_were_given_are_taken_away(shelf: Path, root: Path) -> None:
@@ -252,64 +139,10 @@ def test_what_belongs_to_another_user_is_not_used(shelf: Path, root: Path) -> No
     put(shelf)
     version = find(shelf, root)
     os.chown(version.folder / "model.onnx", 65534, 65534)
-    assert Cache(root, max_bytes=MIB).take(version.manifest_sha256) is None
+    assert Cache(root, max_bytes=MIB).take(version.manifest_sha256, FISH) is None
     os.chown(root, 65534, 65534)
     with pytest.raises(ModelError, match="belongs to another user"):
         find(shelf, root)
-
-
-def test_a_disk_that_is_full_is_named_and_nothing_is_left(shelf: Path, root: Path) -> None:
-    put(shelf, model=b"x" * 4000)
-    process = finder(shelf, root, first=LIMITED)
-    assert process.wait(30) == 1
-    *_, error = process.communicate()[1].splitlines()
-    assert f"{root}: fish/1 cannot be kept here: File too large" in error
-    assert left(root) == []
-
-
-def test_a_folder_that_cannot_be_made_is_named(shelf: Path, root: Path) -> None:
-    put(shelf)
-    root.parent.write_text("a file where the folder should be")
-    with pytest.raises(ModelError, match="fish/1 cannot be kept here: ") as caught:
-        find(shelf, root)
-    assert caught.value.code == "model.fetch"
-    assert str(root) in str(caught.value)
-
-
-def test_a_fetch_can_be_cancelled_between_pieces(shelf: Path, root: Path) -> None:
-    put(shelf, model=b"x" * 3 * MIB)
-    answers = iter([False] * 5 + [True])
-    with pytest.raises(ModelError, match="the fetch of fish/1 was cancelled") as caught:
-        repository(shelf, root, 9 * MIB).find(FISH, cancelled=lambda: next(answers))
-    assert caught.value.code == "model.fetch"
-    assert next(answers, None) is None
-    assert left(root) == []
-
-
-def test_waiting_for_others_can_be_cancelled(shelf: Path, root: Path) -> None:
-    put(shelf)
-    root.mkdir(parents=True)
-    answers = iter([False, False, True])
-    with (root / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ModelError, match="cancelled"):
-            repository(shelf, root).find(FISH, cancelled=lambda: next(answers))
-
-
-def test_one_process_that_is_killed_midway_leaves_nothing_to_the_next(web: Web, root: Path) -> None:
-    stall = Stall(WEIGHTS)
-    web.faults["GET /fish/1/model.onnx"] = stall
-    process = finder(web.url, root)
-    assert stall.reached.wait(30)
-    assert left(root) == [".new"]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert left(root) == [".new"]
-    stall.go.set()
-    web.faults.clear()
-
-    version = find(web.url, root)
-    assert left(root) == [version.manifest_sha256]
 
 
 def test_two_processes_that_want_the_same_version_fetch_it_once(web: Web, root: Path) -> None:
@@ -344,11 +177,15 @@ def test_the_least_recently_used_version_makes_room(shelf: Path, root: Path) -> 
 
 
 def test_what_this_process_uses_is_not_evicted_and_released_it_is(shelf: Path, root: Path) -> None:
-    sha256 = put(shelf, model=b"1" * 3000)
-    two = ModelRef("fish", "2")
+    sha256, same, two = (
+        put(shelf, model=b"1" * 3000),
+        ModelRef("fish", "same"),
+        ModelRef("fish", "2"),
+    )
+    assert put(shelf, same, model=b"1" * 3000) == sha256
     other = put(shelf, two, model=b"2" * 3000)
     shelves = repository(shelf, root, 6000)
-    uses = [shelves.find(FISH), shelves.find(FISH)]
+    uses = [shelves.find(FISH), shelves.find(same)]
     for version in uses:
         with pytest.raises(ModelError, match=r"needs \d+ bytes, and models\.cache_bytes \(6000\)"):
             shelves.find(two)
@@ -356,6 +193,19 @@ def test_what_this_process_uses_is_not_evicted_and_released_it_is(shelf: Path, r
         shelves.release(version)
     shelves.find(two)
     assert left(root) == [other]
+
+
+def test_a_version_that_is_found_often_costs_one_descriptor(shelf: Path, root: Path) -> None:
+    put(shelf)
+    shelves = repository(shelf, root)
+    version = shelves.find(FISH)
+    before = psutil.Process().num_fds()
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: shelves.find(FISH), range(40))) == [version] * 40
+    assert psutil.Process().num_fds() == before
+    shelves.release(version)
+    shelves.release(version)
+    assert psutil.Process().num_fds() == before - 1
 
 
 def test_what_another_process_uses_is_not_evicted_until_it_ends(shelf: Path, root: Path) -> None:

@@ -36,7 +36,7 @@ class Workers(RuleBasedStateMachine):
         self.digests = {ref: load_manifest(shelf / str(ref))[1] for ref in REFS}
         self.shelf = shelf
         self.workers = [self.started() for _ in range(2)]
-        self.uses: list[list[Version]] = [[], []]
+        self.uses: list[dict[ModelRef, Version]] = [{}, {}]
         self.kept: list[ModelRef] = []
         """The least recently used first."""
 
@@ -44,7 +44,7 @@ class Workers(RuleBasedStateMachine):
         return Repository(self.shelf, cache=Cache(self.root, max_bytes=CAP), seen_file=None)
 
     def used(self) -> set[ModelRef]:
-        return {version.ref for versions in self.uses for version in versions}
+        return {ref for uses in self.uses for ref in uses}
 
     def room(self) -> int:
         return CAP - sum(self.sizes[ref] for ref in self.kept)
@@ -55,7 +55,7 @@ class Workers(RuleBasedStateMachine):
             with pytest.raises(ModelError, match=r"models\.cache_bytes"):
                 self.workers[worker].find(ref)
             return
-        self.uses[worker].append(self.workers[worker].find(ref))
+        self.uses[worker][ref] = self.workers[worker].find(ref)
         if ref in self.kept:
             self.kept.remove(ref)
         for old in [old for old in self.kept if old not in self.used()]:
@@ -70,15 +70,14 @@ class Workers(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from([index for index in range(2) if self.uses[index]]))
-        version = data.draw(st.sampled_from(self.uses[worker]))
-        self.uses[worker].remove(version)
-        self.workers[worker].release(version)
+        ref = data.draw(st.sampled_from(sorted(self.uses[worker])))
+        self.workers[worker].release(self.uses[worker].pop(ref))
 
     @rule(worker=WORKERS)
     def restart(self, worker: int) -> None:
-        for version in self.uses[worker]:
+        for version in self.uses[worker].values():
             self.workers[worker].release(version)  # as the kernel does
-        self.uses[worker] = []
+        self.uses[worker] = {}
         self.workers[worker] = self.started()
 
     @invariant()
