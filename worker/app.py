@@ -21,8 +21,8 @@ from worker.control.messages import settings_state
 from worker.control.reconciler import Reconciler
 from worker.errors import BrokerUnavailable
 from worker.fleet import Host
-from worker.inference.budget import budget_of, limits_of
-from worker.inference.dispatcher import Finished
+from worker.inference.budget import budget_of
+from worker.inference.dispatcher import Finished, Job
 from worker.inference.process import spawn_process
 from worker.kafka.consumer import Consumer
 from worker.kafka.delivery import AtLeastOnce
@@ -34,7 +34,9 @@ from worker.kafka.producer import Producer
 from worker.kafka.resolve import Resolver
 from worker.kafka.topics import TopicFacts, inspect_topics
 from worker.membership import Membership
-from worker.models.registry import EngineOptions, Registry
+from worker.models.cache import cache_of
+from worker.models.options import Listeners, RegistryOptions
+from worker.models.registry import Registry
 from worker.models.repository import Repository, demo_repository
 from worker.pipeline import Pipeline
 from worker.process import NOT_DRAINED, settle_memory, signals
@@ -241,28 +243,21 @@ class Worker:
 
     def _registry(self) -> Registry:
         settings = self._settings
-        folder = settings.models.repository
-        if folder is None:
+        location = settings.models.repository
+        if location is None:
             log.info("models.repository is not set: serving the demo's own models")
         repository = Repository(
-            Path(folder) if folder is not None else demo_repository(),
-            settings.data_dir / "seen.json",
+            demo_repository() if location is None else location,
+            cache=cache_of(settings),
+            seen_file=settings.data_dir / "seen.json",
         )
-        engine = settings.engine
         return Registry(
             repository,
             budget_of(settings),
-            options=EngineOptions(
-                limits=limits_of(settings),
-                policy=engine.policy,
-                session=engine.session,
-                watchdog_s=None if engine.watchdog_s == "auto" else engine.watchdog_s,
-                max_loaded=settings.models.max_loaded,
-                failpoint=self._failpoint,
-            ),
+            options=RegistryOptions.of(settings, failpoint=self._failpoint),
             spawn=spawn_process,
-            on_outcomes=self._finished,
-            observe=self._batch_ran,
+            tell=Listeners(self._finished, self._withdrawn, self._batch_ran),
+            metrics=self._metrics,
         )
 
     def _batch_ran(self, _: ModelRef, outcomes: Outcomes) -> None:
@@ -272,6 +267,10 @@ class Worker:
     def _finished(self, finished: Sequence[Finished]) -> None:
         assert self._pipeline is not None
         self._pipeline.finish(finished)
+
+    def _withdrawn(self, jobs: Sequence[Job]) -> None:
+        assert self._pipeline is not None
+        self._pipeline.reroute(jobs)
 
     def _agent(self, registry: Registry, host: Host) -> Agent | Fixed:
         """Return who decides what is served: the fleet's control channel, or the settings."""

@@ -22,7 +22,7 @@ from worker.control.memory import Memory
 from worker.control.messages import Action, DesiredState, Phase, digest, encode_state
 from worker.control.reconciler import Reconciler, Report
 from worker.control.rollout import step
-from worker.control.wanted import Wanted, wanted
+from worker.control.wanted import wanted
 from worker.errors import ControlUnavailable, StateError
 
 BEAT_S = 5.0
@@ -77,7 +77,7 @@ class Host(Protocol):
         """Versions or limits may have changed."""
 
     def unreachable(self, why: str | None) -> None:
-        """The control channel does not answer, and why; None: it does."""
+        """Be told why the control channel does not answer; None: it does."""
 
 
 class Agent:
@@ -155,7 +155,7 @@ class Agent:
             await self._look()
 
     async def _first_state(self) -> DesiredState:
-        """Return what to begin with: Redis's word, else the disk's, else (in time) the settings'."""
+        """Return what to begin with: by Redis, else the disk, else (in time) the settings."""
         remembered = await asyncio.to_thread(self._memory.load)
         if remembered is not None:
             self._known = _known(remembered)
@@ -254,7 +254,7 @@ class Agent:
             self._take(following)
 
     def _take(self, state: DesiredState) -> None:
-        """Begin to be what the state says; what an older one had begun and this does not is given up."""
+        """Begin to be what the state says; what only an older one wanted is given up."""
         self._state = state
         if state.generation is not None:
             self._known = _known(state)

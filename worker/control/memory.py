@@ -26,7 +26,9 @@ class Memory:
         except FileNotFoundError:
             return None
         except (OSError, StateError) as error:
-            _log.warning("the last desired state cannot be read", file=str(self._file), why=str(error))
+            _log.warning(
+                "the last desired state cannot be read", file=str(self._file), why=str(error)
+            )
             return None
 
     def save(self, state: DesiredState) -> None:

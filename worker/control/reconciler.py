@@ -5,7 +5,7 @@ version cannot be had keeps what it has, and is reported; the others change.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -112,7 +112,13 @@ class Served(Protocol):
     @property
     def numbers(self) -> Mapping[ModelRef, int]: ...
 
-    def names(self, default: str, models: Mapping[str, frozenset[str]]) -> None: ...
+    def names(
+        self,
+        default: str,
+        models: Mapping[str, Mapping[str, str | None]],
+        *,
+        wanted: Collection[ModelRef] = (),
+    ) -> None: ...
 
     async def load(
         self,
@@ -128,7 +134,15 @@ class Served(Protocol):
 
     def switch(self, name: str, routes: Routes) -> None: ...
 
-    async def replace(self, name: str, routes: Routes, *, sha256: str | None) -> None: ...
+    async def replace(
+        self,
+        name: str,
+        routes: Routes,
+        *,
+        sha256: str | None,
+        reload: int = 0,
+        new_heads: bool = False,
+    ) -> None: ...
 
     def drop(self, name: str) -> None: ...
 
@@ -171,6 +185,8 @@ def _model_steps(
         ref = ModelRef(name, version)
         sha256 = model.digests.get(version)
         if ref not in actual.loaded:
+            if before == version:
+                continue  # unloaded while nobody asked for it; a record brings it back
             replaces = before if version == model.routes.serving and version != before else None
             yield Load(ref, sha256, model.reload, replaces, model.new_heads)
         elif version == model.routes.serving and actual.loaded[ref] < model.reload:
@@ -194,7 +210,8 @@ class Reconciler:
     async def apply(self, want: Wanted) -> Report:
         """Make one pass; return what failed and for which rollout the worker is prepared."""
         registry = self._registry
-        registry.names(want.default, {n: m.routes.versions for n, m in want.models.items()})
+        digests = {name: model.digests for name, model in want.models.items()}
+        registry.names(want.default, digests, wanted=want.refs)
         for name in registry.table.models.keys() - want.models.keys():
             registry.drop(name)
         for name, model in want.models.items():
@@ -229,8 +246,14 @@ class Reconciler:
             case Reload():
                 await self._loaded(step)
             case Switch(name, routes) if step.ref in verified:
-                sha256 = want.models[name].digests.get(step.ref.version)
-                await self._registry.replace(name, routes, sha256=sha256)
+                model = want.models[name]
+                await self._registry.replace(
+                    name,
+                    routes,
+                    sha256=model.digests.get(step.ref.version),
+                    reload=model.reload,
+                    new_heads=model.new_heads,
+                )
             case Switch(name, routes):
                 self._registry.switch(name, routes)
 

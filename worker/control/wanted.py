@@ -55,6 +55,12 @@ class Wanted(NamedTuple):
     prepared: str | None
     """Id of a rollout that asks nothing of this worker: it is prepared as it is."""
 
+    @property
+    def refs(self) -> frozenset[ModelRef]:
+        """Every version that should be loaded here, or may have to be soon."""
+        refs = {ModelRef(n, version) for n, model in self.models.items() for version in model.load}
+        return frozenset(refs | ({self.preparation.ref} if self.preparation else set()))
+
 
 def wanted(state: DesiredState, worker: str, labels: Mapping[str, str]) -> Wanted:
     """Return what this worker should be by this state."""
@@ -125,11 +131,11 @@ def _part(
     if rollout is None or rollout.phase is not Phase.PREPARE:
         return None, None
     routes = models[rollout.model].routes
-    if routes.pin is not None and rollout.version != routes.pin.version:
-        return None, rollout.id  # a rollout does not pass a pin
-    if rollout.mode is Mode.ROLLING:
+    if rollout.mode is Mode.ROLLING:  # a pinned worker too has engines to replace
         turn = worker in rollout.admitted
         return None, rollout.id if turn else None  # once it is applied; see Ack.prepared
+    if routes.pin is not None and rollout.version != routes.pin.version:
+        return None, rollout.id  # a rollout does not pass a pin
     ref = ModelRef(rollout.model, rollout.version)
     return (
         Preparation(
