@@ -124,7 +124,8 @@ class Berth:
 
     def failed(self, error: DarkroomError) -> None:
         """Count a failure: an engine lost, or one that did not load."""
-        self.error, self.trial = error, False
+        self.error = error
+        self.trial = self.trial and self.supervisor is None  # then it can still go elsewhere
         now_s = self._clock_s()
         before = self.breaker.state(now_s)
         self.breaker.failed(now_s)

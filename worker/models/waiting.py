@@ -105,10 +105,11 @@ class Waiting:
 
         What came though the version was known to be down has nowhere else to go.
         """
-        trial, known = berth.trial, self._table.is_down(berth.ref)
+        known = self._table.is_down(berth.ref)
         if error is not berth.error and berth.state is not BreakerState.OPEN:
             berth.failed(error)
-        if trial:
+        if berth.trial:
+            berth.trial = False
             self.give_back(berth.dispatcher.withdraw(suspects=True))
         elif known or self._table.fallback(berth.ref) is None:
             self.abandon(berth, str(error))
