@@ -1,0 +1,74 @@
+"""Whether the fleet is what it should be, and in words why not: pure, for people.
+
+What a rollout makes of the same answers is `rollout.py`.
+"""
+
+from collections.abc import Mapping
+
+from worker.control.answers import Ack, Answer
+from worker.control.messages import DesiredState, Phase, Rollout, digest
+
+_REASON_CHARS = 300
+
+
+def why_not(state: DesiredState, members: Mapping[str, Ack]) -> list[str]:
+    """Return a sentence for each thing that the fleet lacks to be what the state says; none: it is.
+
+    `members` are those that are alive.
+    """
+    acks = ours(state, members)
+    if not acks:
+        return ["no worker is alive"]
+    content = digest(state)
+    lacks = {worker: _lack(state, content, ack) for worker, ack in acks.items()}
+    found = [f"{worker}: {lack}" for worker, lack in lacks.items() if lack is not None]
+    if state.rollout is not None and state.rollout.phase is Phase.PREPARE:
+        found.append(_under_way(state.rollout, acks))
+    return found
+
+
+def ours(state: DesiredState, members: Mapping[str, Ack]) -> dict[str, Ack]:
+    """Return the answers of this fleet's workers, in the order of their ids."""
+    return {worker: ack for worker, ack in sorted(members.items()) if ack.fleet == state.fleet}
+
+
+def said(ack: Ack) -> str:
+    """Return what a worker said last: its answer, with code and reason where it gave them."""
+    told = [ack.answer.value, *(text for text in (ack.code, ack.reason) if text)]
+    text = ": ".join(told)
+    return text if len(text) <= _REASON_CHARS else f"{text[: _REASON_CHARS - 3]}..."
+
+
+def _lack(state: DesiredState, content: str, ack: Ack) -> str | None:
+    assert state.generation is not None
+    observed = ack.observed if ack.epoch == state.epoch else None
+    if ack.answer is Answer.NACK and ack.code is not None and ack.code.startswith("state."):
+        lack = f"refuses what it read ({said(ack)}); serves {_serves(ack)}"
+    elif observed is None or observed < state.generation:
+        lack = f"has not seen generation {state.generation} yet ({said(ack)})"
+    elif observed > state.generation:
+        lack = f"has seen generation {observed}, which is newer"
+    elif ack.answer is Answer.NACK:
+        lack = f"refuses generation {state.generation} ({said(ack)}); serves {_serves(ack)}"
+    elif ack.answer is Answer.PENDING:
+        lack = f"is not done with generation {state.generation} ({said(ack)})"
+    elif ack.digest != content:
+        lack = f"serves other content, by {_serves(ack)}"
+    else:
+        return None
+    return lack
+
+
+def _serves(ack: Ack) -> str:
+    return "its settings" if ack.generation is None else f"generation {ack.generation}"
+
+
+def _under_way(rollout: Rollout, acks: Mapping[str, Ack]) -> str:
+    prepared = [worker for worker, ack in acks.items() if ack.prepared == rollout.id]
+    waiting = [w for w in acks if w not in prepared and w not in rollout.admitted]
+    needed = len(acks) if rollout.quorum is None else rollout.quorum
+    text = (
+        f"rollout {rollout.id} of {rollout.model} {rollout.version}: "
+        f"{len(prepared)} of {needed} prepared"
+    )
+    return f"{text}; waiting for their turn: {', '.join(waiting)}" if waiting else text
