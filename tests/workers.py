@@ -28,7 +28,7 @@ POLL_S = 0.02
 SESSION_TIMEOUT_MS = 2000
 _LOG_CHARS = 4000
 
-Settings = Mapping[str, Mapping[str, Any]]
+Settings = Mapping[str, Mapping[str, Any] | str]
 
 
 class Worker:
@@ -78,6 +78,11 @@ class Worker:
             return {"http": "nobody listens"}
         reasons: dict[str, str] = json.loads(body)["reasons"]
         return reasons
+
+    def notes(self) -> dict[str, str]:
+        """What /readyz says is amiss though the worker is ready."""
+        notes: dict[str, str] = json.loads(self.ask("/readyz")[1]).get("notes", {})
+        return notes
 
     def wait_ready(self) -> "Worker":
         self.until(lambda: not self.unready_because(), "ready")
@@ -261,7 +266,10 @@ def _settings(topics: Topics, home: Path) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], over: Settings) -> dict[str, Any]:
-    return base | {name: {**base.get(name, {}), **section} for name, section in over.items()}
+    return base | {
+        name: {**base.get(name, {}), **value} if isinstance(value, Mapping) else value
+        for name, value in over.items()
+    }
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Agent:
     async def _first_look(self, remembered: DesiredState | None) -> DesiredState | None:
         try:
             data = await self._channel.read()
-            alone = not (await self._channel.members()).acks.keys() - {self._me.worker}
+            acks = _readable((await self._channel.members()).acks, self._me.fleet)
         except ControlUnavailable as error:
             self._unreachable(error)
             return remembered
@@ -184,7 +184,9 @@ class Agent:
                 return state
             case Refused() as refused:
                 self._refused = refused
-            case Missing() if remembered is None and alone:
+            case Missing() if remembered is None and all(
+                ack.observed is None for ack in acks.values()
+            ):
                 self._note = "there is no desired state yet: serving the versions of its settings"
                 _log.info("control.none", why=self._note)
                 return self._settings_state
@@ -214,9 +216,9 @@ class Agent:
                 self._refused = verdict
                 if verdict != before:
                     _log.error("control.refused", code=code.value, why=reason)
-            case Missing():
-                _log.warning("control.missing", serving_on=self._known is not None)
-            case Same():
+            case Missing() if self._known is not None:
+                _log.warning("control.missing", serving_on=self._known.generation)
+            case Same() | Missing():
                 pass
         if self._refused != before:
             self._changed.set()
