@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,8 @@ class Memory:
 
     def __init__(self, data_dir: Path, fleet: str) -> None:
         self._file = data_dir / "control" / f"{fleet}.json"
+        # A save goes on, on its thread, when whoever asked for it was cancelled by a newer state.
+        self._saving = threading.Lock()
 
     def load(self) -> DesiredState | None:
         """Return what was remembered; None where nothing is, or nothing that can be used."""
@@ -32,7 +35,16 @@ class Memory:
             return None
 
     def save(self, state: DesiredState) -> None:
-        """Remember a state, whole or not at all. A full disk is told, and harms nothing else."""
+        """Remember a state, whole or not at all; an older one of its epoch is passed over.
+
+        May be called from several threads. A full disk is told, and harms nothing else.
+        """
+        with self._saving:
+            known = self.load()
+            if known is None or known.epoch != state.epoch or _number(known) < _number(state):
+                self._save(state)
+
+    def _save(self, state: DesiredState) -> None:
         new = self._file.with_name(f"{self._file.name}.{os.getpid()}.new")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,3 +57,7 @@ class Memory:
             _log.warning("the desired state cannot be kept", file=str(self._file), why=str(error))
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
+
+
+def _number(state: DesiredState) -> int:
+    return state.generation or 0

@@ -1,0 +1,347 @@
+"""Agents on one Redis in memory, over registries of names alone."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.channels import FakeChannel, FakeRedis
+from tests.fakes import eventually
+from tests.unit.control.shelf import Shelf
+from worker.control import edits
+from worker.control.agent import Agent, Identity
+from worker.control.answers import Ack, Answer, Code
+from worker.control.documents import parse_ack, parse_state
+from worker.control.fixed import Fixed
+from worker.control.memory import Memory
+from worker.control.messages import (
+    Action,
+    DesiredState,
+    ModelState,
+    Phase,
+    Selector,
+    encode_state,
+    frozen,
+    settings_state,
+)
+from worker.control.reconciler import Reconciler
+from worker.control.rollout import following
+from worker.errors import EngineFault, ModelError
+from worker.types import ModelRef
+
+D2 = ModelRef("digits", "2")
+DIGEST = "0" * 64
+SOON_S = 10.0
+
+
+class Host:
+    """A worker that only notes what it is told."""
+
+    def __init__(self) -> None:
+        self.held: Action | None = None
+        self.why: str | None = None
+        self.changes = 0
+
+    def vitals(self, ack: Ack) -> Ack:
+        return ack._replace(state="serving")
+
+    def hold(self, action: Action | None) -> None:
+        self.held = action
+
+    def applied(self) -> None:
+        self.changes += 1
+
+    def unreachable(self, why: str | None) -> None:
+        self.why = why
+
+
+class Rig:
+    """One worker's agent, and what it works with."""
+
+    def __init__(
+        self, redis: FakeRedis, folder: Path, name: str = "w-1", *, start_wait_s: float = 60.0
+    ) -> None:
+        self.redis, self.name = redis, name
+        self.shelf, self.host = Shelf(), Host()
+        self.memory = Memory(folder / name, "test")
+        self.agent = Agent(
+            Identity(name, "test", frozen({"zone": "a"}), "0"),
+            FakeChannel(redis),
+            Reconciler(self.shelf, max_loaded=3),
+            self.host,
+            memory=self.memory,
+            settings_state=settings_state({"digits": "1"}, "digits", fleet="test"),
+            poll_s=0.05,
+            start_wait_s=start_wait_s,
+        )
+
+    @property
+    def said(self) -> Ack:
+        """What it answered last."""
+        return parse_ack(self.redis.answers[self.name][1])
+
+    async def says(self, condition: Callable[[Ack], bool]) -> Ack:
+        """Wait for an answer of which this holds."""
+        await eventually(lambda: self.name in self.redis.answers and condition(self.said), SOON_S)
+        return self.said
+
+    async def acks(self, generation: int) -> Ack:
+        return await self.says(lambda ack: (ack.answer, ack.generation) == (Answer.ACK, generation))
+
+
+@contextlib.asynccontextmanager
+async def running(*rigs: Rig) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(rig.agent.run()) for rig in rigs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for rig in rigs:
+            await rig.agent.leave()
+
+
+def state(generation: int = 1, active: str = "1", **changes: Any) -> DesiredState:
+    digits = ModelState(frozen({"1": DIGEST, "2": DIGEST}), active)
+    models = frozen({"digits": digits})
+    return DesiredState("test", "e", generation, "digits", models)._replace(**changes)
+
+
+async def write(redis: FakeRedis, new: DesiredState) -> None:
+    """Write as an operator does, over whatever generation is stored."""
+    expected = parse_state(redis.document).generation if redis.document else None
+    assert await FakeChannel(redis).write(encode_state(new), expected=expected, command="", by="")
+
+
+@pytest.fixture
+def redis() -> FakeRedis:
+    return FakeRedis()
+
+
+@pytest.fixture
+def rig(redis: FakeRedis, tmp_path: Path) -> Rig:
+    return Rig(redis, tmp_path)
+
+
+async def test_where_there_is_no_state_yet_the_settings_are_served_at_once_and_it_is_said(
+    rig: Rig,
+) -> None:
+    async with running(rig):
+        said = await rig.says(lambda ack: ack.reason is not None)
+        assert (said.answer, said.generation) == (Answer.PENDING, None)
+        assert "serving the versions of its settings" in (said.reason or "")
+        await asyncio.wait_for(rig.agent.started.wait(), SOON_S)
+        assert rig.shelf.serving == {"digits": "1"}
+        await write(rig.redis, state(1, "2"))
+        await rig.acks(1)
+        assert rig.shelf.serving == {"digits": "2"}
+    assert rig.name not in rig.redis.answers, "it took its leave"
+
+
+async def test_who_knows_nothing_waits_while_others_know_a_state_that_redis_has_lost(
+    redis: FakeRedis, tmp_path: Path
+) -> None:
+    knows, new = Rig(redis, tmp_path), Rig(redis, tmp_path, "w-2")
+    redis.document = encode_state(state(4, "2"))
+    async with running(knows):
+        await knows.acks(4)
+        redis.document = None
+        async with running(new):
+            await new.acks(4)
+    assert new.shelf.loads == [D2], "never the settings' version"
+
+
+async def test_without_redis_it_starts_from_its_disk_and_says_that_nobody_answers(
+    redis: FakeRedis, rig: Rig
+) -> None:
+    redis.down = True
+    rig.memory.save(state(3, "2"))
+    async with running(rig):
+        await asyncio.wait_for(rig.agent.started.wait(), SOON_S)
+        assert rig.shelf.serving == {"digits": "2"}
+        assert rig.host.why == "Redis does not answer"
+        redis.down = False
+        await eventually(lambda: rig.host.why is None, SOON_S)
+        await rig.acks(3)
+    assert redis.document == encode_state(state(3, "2")), "it put back what Redis had not"
+
+
+async def test_with_neither_it_waits_and_then_serves_its_settings(
+    redis: FakeRedis, tmp_path: Path
+) -> None:
+    redis.down = True
+    rig = Rig(redis, tmp_path, start_wait_s=0.05)
+    async with running(rig):
+        await asyncio.wait_for(rig.agent.started.wait(), SOON_S)
+        assert rig.shelf.serving == {"digits": "1"}
+
+
+async def test_an_applied_state_is_kept_on_disk(redis: FakeRedis, rig: Rig) -> None:
+    redis.document = encode_state(state(2, "2"))
+    async with running(rig):
+        await rig.acks(2)
+        await eventually(lambda: rig.memory.load() is not None, SOON_S)
+    assert rig.memory.load() == state(2, "2")
+
+
+@pytest.mark.parametrize(
+    ("foreign", "code"),
+    [
+        (state(6, "2", fleet="other"), Code.STATE_FLEET),
+        (state(6, "2", epoch="other"), Code.STATE_EPOCH),
+        (state(5, "2"), Code.STATE_CONFLICT),
+    ],
+)
+async def test_what_is_not_for_it_is_refused_and_serving_goes_on(
+    redis: FakeRedis, rig: Rig, foreign: DesiredState, code: Code
+) -> None:
+    redis.document = encode_state(state(5, "1"))
+    async with running(rig):
+        await rig.acks(5)
+        redis.document = encode_state(foreign)
+        said = await rig.says(lambda ack: ack.answer is Answer.NACK)
+        assert (said.code, said.generation) == (code, 5)
+        assert rig.shelf.serving == {"digits": "1"}
+        redis.document = encode_state(state(7, "2"))
+        await rig.acks(7)
+
+
+@pytest.mark.parametrize("stored", [None, b"{", encode_state(state(2))])
+async def test_what_is_missing_broken_or_of_an_old_backup_is_put_back(
+    redis: FakeRedis, rig: Rig, stored: bytes | None
+) -> None:
+    redis.document = encode_state(state(5, "2"))
+    async with running(rig):
+        await rig.acks(5)
+        redis.document = stored
+        await eventually(lambda: redis.document == encode_state(state(5, "2")), SOON_S)
+        await rig.acks(5)
+
+
+async def test_what_cannot_be_loaded_is_refused_and_tried_again(redis: FakeRedis, rig: Rig) -> None:
+    redis.document = encode_state(state(1))
+    async with running(rig):
+        await rig.acks(1)
+        rig.shelf.broken[D2] = ModelError("not there", code="model.absent")
+        await write(redis, state(2, "2"))
+        said = await rig.says(lambda ack: ack.code is Code.MODEL_ABSENT)
+        assert (said.answer, said.observed, said.generation) == (Answer.PENDING, 2, 1)
+        rig.shelf.broken[D2] = EngineFault("it died")
+        said = await rig.says(lambda ack: ack.answer is Answer.NACK)
+        assert (said.code, said.reason) == (Code.ENGINE, "digits/2: it died")
+        rig.shelf.broken.clear()
+        await rig.acks(2)
+
+
+async def test_two_phases_go_through_all_workers_and_need_nobody_to_lead(
+    redis: FakeRedis, tmp_path: Path
+) -> None:
+    rigs = [Rig(redis, tmp_path, f"w-{number}") for number in range(3)]
+    redis.document = encode_state(state(1))
+    async with running(*rigs):
+        for rig in rigs:
+            await rig.acks(1)
+        terms = edits.Terms("r", redis.now_ms, max_preparing=1)
+        await write(redis, edits.activate(state(1), "digits", "2", sha256=None, terms=terms))
+        await eventually(lambda: all(r.shelf.serving == {"digits": "2"} for r in rigs), SOON_S)
+    states = [parse_state(entry.document) for entry in redis.entries]
+    admitted = [len(s.rollout.admitted) for s in states if s.rollout]
+    assert admitted == sorted(admitted)
+    assert [s.models["digits"].active for s in states][:-1] == ["1"] * (len(states) - 1)
+    assert states[-1].rollout is not None
+    assert states[-1].rollout.phase is Phase.DONE
+
+
+async def test_in_two_phases_one_that_refuses_stops_all(redis: FakeRedis, tmp_path: Path) -> None:
+    rigs = [Rig(redis, tmp_path, f"w-{number}") for number in range(2)]
+    rigs[1].shelf.broken[D2] = ModelError("golden sample differs")
+    redis.document = encode_state(state(1))
+    async with running(*rigs):
+        for rig in rigs:
+            await rig.acks(1)
+        terms = edits.Terms("r", redis.now_ms, max_preparing=2)
+        await write(redis, edits.activate(state(1), "digits", "2", sha256=None, terms=terms))
+        await eventually(lambda: _phase(redis) is Phase.ABORTED, SOON_S)
+        for rig in rigs:
+            await rig.acks(_generation(redis))
+            assert rig.shelf.serving == {"digits": "1"}
+
+
+def _phase(redis: FakeRedis) -> Phase | None:
+    rollout = parse_state(redis.document or b"").rollout
+    return rollout.phase if rollout else None
+
+
+def _generation(redis: FakeRedis) -> int:
+    return parse_state(redis.document or b"").generation or 0
+
+
+async def test_holds_reach_the_worker_they_are_for(redis: FakeRedis, rig: Rig) -> None:
+    redis.document = encode_state(edits.pause(state(1), Selector(worker="w-9")))
+    async with running(rig):
+        await rig.acks(2)
+        assert rig.host.held is None
+        await write(redis, edits.drain(state(2), Selector(labels=frozen({"zone": "a"}))))
+        await rig.acks(3)
+        assert rig.host.held is Action.DRAIN
+        await write(redis, following(state(3)))
+        await rig.acks(4)
+        assert rig.host.held is None
+
+
+async def test_a_mistake_of_ours_ends_the_agent_instead_of_being_passed_over(
+    redis: FakeRedis, rig: Rig
+) -> None:
+    redis.document = encode_state(state(1))
+    rig.shelf.names = None  # type: ignore[assignment,method-assign]  # the mistake
+    with pytest.raises(ExceptionGroup) as raised:
+        async with asyncio.timeout(SOON_S):
+            await rig.agent.run()
+    assert raised.group_contains(TypeError)
+
+
+async def test_the_settings_are_served_where_there_is_no_channel() -> None:
+    shelf, host = Shelf(), Host()
+    fixed = Fixed(Reconciler(shelf, max_loaded=3), host, settings_state({"digits": "1"}, "digits"))
+    task = asyncio.create_task(fixed.run())
+    await asyncio.wait_for(fixed.started.wait(), SOON_S)
+    assert (shelf.serving, host.changes) == ({"digits": "1"}, 1)
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+async def test_settings_whose_default_model_cannot_be_served_are_an_error() -> None:
+    shelf = Shelf()
+    shelf.broken[ModelRef("digits", "1")] = ModelError("golden sample differs")
+    fixed = Fixed(
+        Reconciler(shelf, max_loaded=3), Host(), settings_state({"digits": "1"}, "digits")
+    )
+    with pytest.raises(ModelError, match="golden sample differs"):
+        await fixed.run()
+
+
+@pytest.mark.parametrize("content", [b"{", encode_state(state(1)).replace(b'"digits"', b'"x"', 1)])
+def test_a_memory_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> None:
+    memory = Memory(tmp_path, "test")
+    memory.save(state(1))
+    (tmp_path / "control" / "test.json").write_bytes(content)
+    assert memory.load() is None
+
+
+def test_a_memory_never_goes_back_to_an_older_generation(tmp_path: Path) -> None:
+    memory = Memory(tmp_path, "test")
+    memory.save(state(2))
+    memory.save(state(1))
+    assert memory.load() == state(2)
+    memory.save(state(1, epoch="other"))
+    assert memory.load() == state(1, epoch="other")
+
+
+def test_a_memory_that_cannot_be_written_harms_nothing(tmp_path: Path) -> None:
+    (tmp_path / "control").write_text("in the way")
+    Memory(tmp_path, "test").save(state(1))
+    assert Memory(tmp_path, "test").load() is None
