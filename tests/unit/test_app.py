@@ -14,11 +14,12 @@ import pytest
 from tests.broker import Feed, Topics, make_topics
 from tests.fakes import eventually
 from tests.ledger import account
-from worker.app import NOT_DRAINED, Worker, _signals
+from worker.app import Worker
 from worker.config import Settings
 from worker.demo.pictures import pictures
 from worker.errors import BrokerRefused, ModelError
 from worker.local.stack import Stack
+from worker.process import NOT_DRAINED, signals
 
 NOBODY = "127.0.0.1:1"
 
@@ -143,12 +144,12 @@ async def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.Monk
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     stop = asyncio.Event()
-    with _signals(stop, deadline_s=60.0):
+    with signals(stop, deadline_s=60.0):
         os.kill(os.getpid(), signal.SIGTERM)
         async with asyncio.timeout(5):
             await stop.wait()
         assert codes == []
-        monkeypatch.setattr("worker.app._ONE_SIGNAL_S", 0.0)
+        monkeypatch.setattr("worker.process._ONE_SIGNAL_S", 0.0)
         os.kill(os.getpid(), signal.SIGINT)
         await eventually(lambda: codes == [NOT_DRAINED])
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -160,8 +161,8 @@ async def test_the_same_signal_to_us_and_to_our_group_is_one_signal(
     codes: list[int] = []
     came: list[str] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr("worker.app._ONE_SIGNAL_S", 60.0)
-    with _signals(asyncio.Event(), deadline_s=60.0):
+    monkeypatch.setattr("worker.process._ONE_SIGNAL_S", 60.0)
+    with signals(asyncio.Event(), deadline_s=60.0):
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.append, "later")
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
@@ -175,7 +176,7 @@ async def test_a_drain_that_hangs_is_ended_by_a_timer_and_not_after_the_worker_h
 ) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr("worker.app._EXIT_SLACK_S", 0.0)
-    with _signals(asyncio.Event(), deadline_s=0.05):
+    monkeypatch.setattr("worker.process._EXIT_SLACK_S", 0.0)
+    with signals(asyncio.Event(), deadline_s=0.05):
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(lambda: codes == [NOT_DRAINED])

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes import FakeBroker, FakeConsumer, FakeRegistry
 from tests.unit.kafka.delivering import P0, P1, Rig
+from worker.control.messages import Action
 from worker.errors import BrokerRefused, BrokerUnavailable
 from worker.membership import Membership
 from worker.models.router import RoutingTable
@@ -19,13 +20,18 @@ class Watched:
 
     def __init__(self, *, partitions: int = 1) -> None:
         self.rig = Rig(partitions=partitions, commit_interval_s=60, floor=100)
-        self.registry = FakeRegistry(RoutingTable("digits", {}, {}))
+        self.registry = FakeRegistry(RoutingTable("digits", {}))
         self.state = State()
         self.state.ready("worker")
         registry: Any = self.registry
         consumer: Any = self.consumer
         self.membership = Membership(
-            consumer, self.rig.owned, registry, self.state, self.rig.metrics
+            consumer,
+            self.rig.owned,
+            registry,
+            self.state,
+            self.rig.metrics,
+            drain_deadline_s=5.0,
         )
 
     @property
@@ -69,6 +75,33 @@ async def test_the_group_is_left_when_no_model_can_be_served_for_long(
     await watched.look(11, 11 + unready_s)
     assert ("leave" in watched.consumer.calls) is left
     assert "models" in watched.state.unready_because
+
+
+async def test_a_drained_worker_finishes_what_it_has_leaves_and_joins_when_it_is_resumed() -> None:
+    watched = Watched()
+    await watched.look(10)
+    watched.membership.hold(Action.PAUSE)
+    await watched.look(11)
+    assert watched.consumer.calls == ["join"], "a pause is no reason to leave"
+    watched.membership.hold(Action.DRAIN)
+    await watched.look(12)
+    assert watched.consumer.calls == ["join", "leave"]
+    assert watched.membership.out
+    await watched.look(13)
+    assert watched.consumer.calls == ["join", "leave"]
+    watched.membership.hold(None)
+    await watched.look(14)
+    assert watched.consumer.calls == ["join", "leave", "join"]
+
+
+async def test_the_lag_is_that_of_all_partitions() -> None:
+    watched = Watched(partitions=2)
+    assert watched.membership.lag is None
+    await watched.look(10)
+    watched.broker.write(0, b"x", b"x")
+    watched.broker.write(1, b"x")
+    await watched.look(20)
+    assert watched.membership.lag == 3
 
 
 async def test_what_is_in_flight_is_forgotten_when_the_group_is_left_and_read_again_later() -> None:

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -20,13 +19,13 @@ from worker.kafka.envelope import parse
 from worker.kafka.outbox import Outbox
 from worker.kafka.resolve import Resolver
 from worker.kafka.topics import TopicFacts
-from worker.models.router import RoutingTable
+from worker.models.router import Routes, RoutingTable
 from worker.pipeline import Pipeline
 from worker.types import ModelRef, Outcome, Reason, Record, Reference, Request, SkipReason
 
 PNG = b"\x89PNG\r\n\x1a\n"
-V1 = MappingProxyType({"digits": "1"})
-TABLE = RoutingTable("digits", V1, V1)
+V1 = Routes("1", frozenset({"1", "2"}), generation=3)
+TABLE = RoutingTable("digits", {"digits": V1})
 HEADERS = frozenset({"traceparent"})
 
 
@@ -156,6 +155,40 @@ class SlowResolver(Resolver):
 
 def referencing(record: Record) -> Request:
     return Request(record, Reference("s3://x", None), None, None, {}, None, None, None, ())
+
+
+async def test_records_that_are_given_back_are_routed_again_by_the_table_of_now() -> None:
+    async with running() as line:
+        line.rig.broker.write(0, PNG, PNG)
+        withdrawn = list(await line.given(2))
+        assert {(job.ticket.model.version, job.ticket.generation) for job in withdrawn} == {
+            ("1", 3)
+        }
+        line.registry.submitted.clear()
+        two = V1._replace(serving="2", generation=4)
+        line.registry.table = RoutingTable("digits", {"digits": two})
+        line.pipeline.reroute(withdrawn)
+        again = await line.given(2)
+        assert {(job.ticket.model.version, job.ticket.generation) for job in again} == {("2", 4)}
+        line.predict()
+        await line.results(2)
+        line.registry.submitted.clear()
+        line.pipeline.reroute(withdrawn)
+        assert line.registry.submitted == [], "they have their outcome: it is too late"
+
+
+async def test_a_paused_pipeline_takes_nothing_in_and_stays_a_member() -> None:
+    async with running() as line:
+        line.pipeline.pause()
+        await eventually(lambda: "rest" in line.rig.consumer.calls)
+        line.rig.broker.write(0, PNG)
+        rests = line.rig.consumer.calls.count("rest")
+        await eventually(lambda: line.rig.consumer.calls.count("rest") > rests)
+        assert line.registry.submitted == []
+        line.pipeline.resume()
+        await line.given(1)
+        line.predict()
+        await line.results(1)
 
 
 async def test_a_reference_is_denied_as_long_as_none_is_allowed() -> None:

@@ -78,6 +78,13 @@ class Rig:
             start_wait_s=start_wait_s,
         )
 
+    def complaint(self) -> str | None:
+        """Why it says that Redis cannot be had."""
+        return self.host.why
+
+    def held(self) -> Action | None:
+        return self.host.held
+
     @property
     def said(self) -> Ack:
         """What it answered last."""
@@ -163,9 +170,9 @@ async def test_without_redis_it_starts_from_its_disk_and_says_that_nobody_answer
     async with running(rig):
         await asyncio.wait_for(rig.agent.started.wait(), SOON_S)
         assert rig.shelf.serving == {"digits": "2"}
-        assert rig.host.why == "Redis does not answer"
+        assert rig.complaint() == "Redis does not answer"
         redis.down = False
-        await eventually(lambda: rig.host.why is None, SOON_S)
+        await eventually(lambda: rig.complaint() is None, SOON_S)
         await rig.acks(3)
     assert redis.document == encode_state(state(3, "2")), "it put back what Redis had not"
 
@@ -284,13 +291,13 @@ async def test_holds_reach_the_worker_they_are_for(redis: FakeRedis, rig: Rig) -
     redis.document = encode_state(edits.pause(state(1), Selector(worker="w-9")))
     async with running(rig):
         await rig.acks(2)
-        assert rig.host.held is None
+        assert rig.held() is None
         await write(redis, edits.drain(state(2), Selector(labels=frozen({"zone": "a"}))))
         await rig.acks(3)
-        assert rig.host.held is Action.DRAIN
+        assert rig.held() is Action.DRAIN
         await write(redis, following(state(3)))
         await rig.acks(4)
-        assert rig.host.held is None
+        assert rig.held() is None
 
 
 async def test_a_mistake_of_ours_ends_the_agent_instead_of_being_passed_over(

@@ -66,6 +66,9 @@ async def test_readiness_names_every_part_that_is_missing_until_none_is() -> Non
         served.state.ready("models")
         served.state.ready("group")
         assert await served.json("/readyz") == (200, {"ready": True, "reasons": {}})
+        served.state.notes["control"] = "Redis does not answer"
+        notes = {"notes": {"control": "Redis does not answer"}}
+        assert await served.json("/readyz") == (200, {"ready": True, "reasons": {}, **notes})
         assert "darkroom_ready 1.0" in await served.text("/metrics")
 
 
