@@ -41,7 +41,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {*GROUND, "protocol", "telemetry", "models"},
     "membership": {*GROUND, *WORKER_SIDE, "protocol"},
     "pipeline": {*GROUND, *WORKER_SIDE, "protocol"},
-    "app": {*GROUND, *WORKER_SIDE, "protocol", "pipeline", "membership"},
+    "fleet": {*GROUND, *WORKER_SIDE, "protocol", "pipeline", "membership"},
+    "process": set(),
+    "app": {
+        *GROUND, *WORKER_SIDE, "protocol", "pipeline", "membership", "fleet", "process",
+    },  # fmt: skip
     "local": {*GROUND},
     "demo": {*GROUND, "kafka", "local"},
     "cli": {*GROUND, *WORKER_SIDE, "protocol", "app", "local", "demo"},
