@@ -5,6 +5,7 @@ trial then says whether it closes or opens again. It must not know what is tried
 """
 
 from enum import StrEnum
+from math import inf
 
 
 class BreakerState(StrEnum):
@@ -24,7 +25,8 @@ class Breaker:
         self._reset_timeout_s = reset_timeout_s
         self._in_a_row = 0
         self._opened_s: float | None = None
-        self._tried_s: float | None = None
+        self._tried_s = -inf
+        """The last trial; when it opens anew, that is over before the next half-open time."""
 
     def state(self, now_s: float) -> BreakerState:
         if self._opened_s is None:
@@ -37,9 +39,7 @@ class Breaker:
         A trial that nobody hears of again makes room for another after the same timeout.
         """
         state = self.state(now_s)
-        if state is BreakerState.HALF_OPEN and (
-            self._tried_s is None or self._over(self._tried_s, now_s)
-        ):
+        if state is BreakerState.HALF_OPEN and self._over(self._tried_s, now_s):
             self._tried_s = now_s
             return True
         return state is BreakerState.CLOSED
@@ -47,14 +47,13 @@ class Breaker:
     def passed(self) -> None:
         """Tell that it worked: closed, whatever was before."""
         self._in_a_row = 0
-        self._opened_s = self._tried_s = None
+        self._opened_s = None
 
     def failed(self, now_s: float) -> None:
         """Tell that it failed. What fails while open was begun before, and prolongs nothing."""
         self._in_a_row += 1
         if self._in_a_row >= self._max_failures and self.state(now_s) is not BreakerState.OPEN:
             self._opened_s = now_s
-            self._tried_s = None
 
     def _over(self, since_s: float, now_s: float) -> bool:
         return now_s - since_s >= self._reset_timeout_s
