@@ -280,14 +280,13 @@ class Worker:
         if control.url is None:
             return Fixed(reconciler, host, state)
         return Agent(
-            Identity(self._id, control.fleet, control.labels, version("darkroom")),
+            Identity(self._id, version("darkroom")),
             Channel(control),
             reconciler,
             host,
             memory=Memory(self._settings.data_dir, control.fleet),
             settings_state=state,
-            poll_s=control.poll_s,
-            start_wait_s=control.start_wait_s,
+            settings=control,
         )
 
     async def _models_ready(self, crew: _Crew) -> None:

@@ -23,6 +23,7 @@ FUNCTION_LINES = 60
 PARAMETERS = 8
 
 GROUND = {"types", "errors", "config"}
+TOP = {"pipeline", "membership", "fleet"}
 WORKER_SIDE = {"kafka", "inference", "models", "control", "telemetry"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -41,13 +42,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {*GROUND, "protocol", "telemetry", "models"},
     "membership": {*GROUND, *WORKER_SIDE, "protocol"},
     "pipeline": {*GROUND, *WORKER_SIDE, "protocol"},
-    "fleet": {*GROUND, *WORKER_SIDE, "protocol", "pipeline", "membership"},
+    "fleet": {*GROUND, *WORKER_SIDE, "protocol", *TOP},
     "process": set(),
-    "app": {
-        *GROUND, *WORKER_SIDE, "protocol", "pipeline", "membership", "fleet", "process",
-    },  # fmt: skip
+    "app": {*GROUND, *WORKER_SIDE, "protocol", *TOP, "process"},
     "local": {*GROUND},
-    "demo": {*GROUND, "kafka", "local"},
+    "demo": {*GROUND, "kafka", "local", "control"},
     "cli": {*GROUND, *WORKER_SIDE, "protocol", "app", "local", "demo"},
     "__main__": {"errors", "cli"},
 }

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from worker.config import ControlSettings
 from worker.control.answers import Ack, Answer, Code, encode_ack
 from worker.control.channel import Members
 from worker.control.documents import parse_ack
@@ -39,9 +40,8 @@ class Identity(NamedTuple):
     """Who answers."""
 
     worker: str
-    fleet: str
-    labels: Mapping[str, str]
     build: str
+    """Its release."""
 
 
 class Port(Protocol):
@@ -92,8 +92,7 @@ class Agent:
         *,
         memory: Memory,
         settings_state: DesiredState,
-        poll_s: float,
-        start_wait_s: float,
+        settings: ControlSettings,
     ) -> None:
         self._me = me
         self._channel = channel
@@ -101,8 +100,10 @@ class Agent:
         self._host = host
         self._memory = memory
         self._settings_state = settings_state
-        self._poll_s = poll_s
-        self._start_wait_s = start_wait_s
+        self._fleet = settings.fleet
+        self._labels = settings.labels
+        self._poll_s = settings.poll_s
+        self._start_wait_s = settings.start_wait_s
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
         self._state: DesiredState | None = None
@@ -174,12 +175,12 @@ class Agent:
     async def _first_look(self, remembered: DesiredState | None) -> DesiredState | None:
         try:
             data = await self._channel.read()
-            acks = _readable((await self._channel.members()).acks, self._me.fleet)
+            acks = _readable((await self._channel.members()).acks, self._fleet)
         except ControlUnavailable as error:
             self._unreachable(error)
             return remembered
         self._host.unreachable(None)
-        match judge(data, self._me.fleet, self._known):
+        match judge(data, self._fleet, self._known):
             case New(state):
                 return state
             case Refused() as refused:
@@ -207,7 +208,7 @@ class Agent:
             self._become()  # what failed may pass now: a repository that lagged, a breaker
 
     async def _heed(self, data: bytes | None) -> None:
-        verdict = judge(data, self._me.fleet, self._known)
+        verdict = judge(data, self._fleet, self._known)
         before, self._refused = self._refused, None
         match verdict:
             case New(state):
@@ -242,7 +243,7 @@ class Agent:
         ):
             return
         now_ms, acks = await self._channel.members()
-        following = step(state, _readable(acks, self._me.fleet), now_ms)
+        following = step(state, _readable(acks, self._fleet), now_ms)
         if following is None:
             return
         following = following._replace(written_by=self._me.worker, written_at_ms=now_ms)
@@ -275,7 +276,7 @@ class Agent:
     async def _make_so(self) -> None:
         state = self._state
         assert state is not None
-        want = wanted(state, self._me.worker, self._me.labels)
+        want = wanted(state, self._me.worker, self._labels)
         self._host.hold(want.hold)
         report = await self._reconciler.apply(want)
         self._report = report
@@ -315,7 +316,7 @@ class Agent:
         applied, report = self._applied, self._report
         return self._host.vitals(
             Ack(
-                fleet=self._me.fleet,
+                fleet=self._fleet,
                 worker=self._me.worker,
                 state="starting",
                 epoch=self._known.epoch if self._known else "",
@@ -327,7 +328,7 @@ class Agent:
                 reason=reason,
                 prepared=report.prepared if report else None,
                 proof=report.proof if report else None,
-                labels=self._me.labels,
+                labels=self._labels,
                 build=self._me.build,
                 sent_at_ms=int(time.time() * 1000),
             )

@@ -11,6 +11,7 @@ import pytest
 from tests.channels import FakeChannel, FakeRedis
 from tests.fakes import eventually
 from tests.unit.control.shelf import Shelf
+from worker.config import ControlSettings
 from worker.control import edits
 from worker.control.agent import Agent, Identity
 from worker.control.answers import Ack, Answer, Code
@@ -68,14 +69,15 @@ class Rig:
         self.shelf, self.host = Shelf(), Host()
         self.memory = Memory(folder / name, "test")
         self.agent = Agent(
-            Identity(name, "test", frozen({"zone": "a"}), "0"),
+            Identity(name, "0"),
             FakeChannel(redis),
             Reconciler(self.shelf, max_loaded=3),
             self.host,
             memory=self.memory,
             settings_state=settings_state({"digits": "1"}, "digits", fleet="test"),
-            poll_s=0.05,
-            start_wait_s=start_wait_s,
+            settings=ControlSettings(
+                fleet="test", labels={"zone": "a"}, poll_s=0.1, start_wait_s=start_wait_s
+            ),
         )
 
     def complaint(self) -> str | None:
@@ -301,10 +303,10 @@ async def test_holds_reach_the_worker_they_are_for(redis: FakeRedis, rig: Rig) -
 
 
 async def test_a_mistake_of_ours_ends_the_agent_instead_of_being_passed_over(
-    redis: FakeRedis, rig: Rig
+    redis: FakeRedis, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redis.document = encode_state(state(1))
-    rig.shelf.names = None  # type: ignore[assignment,method-assign]  # the mistake
+    monkeypatch.setattr(rig.shelf, "names", None)
     with pytest.raises(ExceptionGroup) as raised:
         async with asyncio.timeout(SOON_S):
             await rig.agent.run()
