@@ -33,9 +33,9 @@ def ours(state: DesiredState, members: Mapping[str, Ack]) -> dict[str, Ack]:
 
 
 def said(ack: Ack) -> str:
-    """Return what a worker said last: its answer, with code and reason where it gave them."""
+    """Return what a worker said last, on one line: its answer, code and reason, if it gave them."""
     told = [ack.answer.value, *(text for text in (ack.code, ack.reason) if text)]
-    text = ": ".join(told)
+    text = " ".join(": ".join(told).split())
     return text if len(text) <= _REASON_CHARS else f"{text[: _REASON_CHARS - 3]}..."
 
 

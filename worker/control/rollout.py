@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from worker.control.answers import Ack, Answer
 from worker.control.convergence import ours, said
+from worker.control.fields import REASON_MAX_CHARS
 from worker.control.messages import DesiredState, Mode, ModelState, Phase, Rollout
 
 _NAMED_MAX = 10
-_REASON_CHARS = 2000
 
 
 def step(state: DesiredState, members: Mapping[str, Ack], now_ms: int) -> DesiredState | None:
@@ -53,7 +53,7 @@ def following(state: DesiredState) -> DesiredState:
 def aborted(state: DesiredState, reason: str) -> DesiredState:
     """Return the state with its rollout given up; what is active stays so."""
     assert state.rollout is not None
-    rollout = state.rollout._replace(phase=Phase.ABORTED, reason=reason[:_REASON_CHARS])
+    rollout = state.rollout._replace(phase=Phase.ABORTED, reason=reason[:REASON_MAX_CHARS])
     return following(state)._replace(rollout=rollout)
 
 

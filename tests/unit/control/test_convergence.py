@@ -82,5 +82,9 @@ def test_an_aborted_rollout_leaves_nothing_to_converge_on() -> None:
     assert why_not(over, members(ack(digest=digest(over)))) == []
 
 
-def test_long_reasons_are_cut() -> None:
+def test_reasons_of_many_lines_become_one_and_long_ones_are_cut() -> None:
+    told = said(
+        ack(answer=Answer.NACK, code=Code.STATE_INVALID, reason="2 problems\n  a: b\n  c: d")
+    )
+    assert told == "nack: state.invalid: 2 problems a: b c: d"
     assert len(said(ack(answer=Answer.NACK, code=Code.ENGINE, reason="x" * 2000))) == 300
