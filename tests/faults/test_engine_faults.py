@@ -16,15 +16,18 @@ import pytest
 from tests.unit.engine.graphs import BRIGHT, DARK, png, version
 from tests.unit.inference.jobs import Ends
 from worker.config import Settings
-from worker.control.messages import desired
-from worker.control.reconciler import reconcile
+from worker.control.messages import settings_state
+from worker.control.reconciler import Reconciler
+from worker.control.wanted import wanted
 from worker.errors import EngineFault, ModelError
-from worker.inference.budget import Budget, limits_of
+from worker.inference.budget import Budget
 from worker.inference.dispatcher import Job
 from worker.inference.process import spawn_process
 from worker.inference.supervisor import Status
-from worker.models.registry import EngineOptions, Registry
+from worker.models.options import Listeners, RegistryOptions
+from worker.models.registry import Registry
 from worker.models.repository import Repository
+from worker.telemetry.metrics import Metrics
 from worker.types import ModelRef, Position, Predicted, Ticket
 
 REF = ModelRef("light", "1")
@@ -47,14 +50,14 @@ def repository(tmp_path: Path) -> Path:
 def registry_of(
     repository: Path, ends: Ends, *, failpoint: str | None = None, watchdog_s: float | None = None
 ) -> Registry:
-    options = EngineOptions(limits_of(Settings()), "cpu", {}, watchdog_s, 3, failpoint)
+    options = RegistryOptions.of(Settings(), failpoint=failpoint)
     return Registry(
-        Repository(repository, None),
+        Repository(repository, cache=None, seen_file=None),
         BUDGET,
-        options=options,
+        options=options._replace(policy="cpu", watchdog_s=watchdog_s),
         spawn=spawn_process,
-        on_outcomes=ends,
-        observe=lambda _ref, _message: None,
+        tell=Listeners(ends, lambda _: None, lambda _ref, _message: None),
+        metrics=Metrics(),
     )
 
 
@@ -64,7 +67,8 @@ async def serving(
 ) -> AsyncIterator[Registry]:
     registry = registry_of(repository, ends, failpoint=failpoint, watchdog_s=watchdog_s)
     try:
-        assert await reconcile(desired({"light": "1"}, "light"), registry) == ()
+        want = wanted(settings_state({"light": "1"}, "light"), "", {})
+        assert (await Reconciler(registry, max_loaded=3).apply(want)).failures == ()
         yield registry
     finally:
         await registry.close(2.0)
@@ -193,9 +197,9 @@ async def test_a_broken_model_is_refused_with_its_file_and_leaves_no_process(
 ) -> None:
     version(tmp_path / "light" / "1", b"no graph")
     registry = registry_of(tmp_path, Ends())
-    registry.expect({"light": "1"}, "light")
+    registry.names("light", {"light": {"1": None}})
     with pytest.raises(ModelError, match=r"model\.onnx") as caught:
-        await registry.load(REF)
+        await registry.load(REF, sha256=None)
     assert str(caught.value).count("model.onnx") == 1
     assert engines() == []
     assert not registry.ready
@@ -207,7 +211,7 @@ async def test_an_engine_that_dies_while_loading_is_an_engine_fault(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     registry = registry_of(repository, Ends())
     with pytest.raises(EngineFault, match="light/1 died while it loaded: exit code 1"):
-        await registry.load(REF)
+        await registry.load(REF, sha256=None)
 
 
 SCRIPT = """
@@ -218,7 +222,7 @@ from tests.unit.inference.jobs import Ends
 
 async def main():
     registry = registry_of(Path(sys.argv[1]), Ends())
-    await registry.load(REF)
+    await registry.load(REF, sha256=None)
     print(status(registry).pid, flush=True)
     await asyncio.sleep(3600)
 
