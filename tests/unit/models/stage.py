@@ -5,9 +5,10 @@ import contextlib
 import itertools
 import select
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from worker.models.router import Routes, route
 from worker.protocol.channel import Channel
 from worker.protocol.messages import (
     Bye,
+    Fault,
     Load,
     LoadFailed,
     Outcomes,
@@ -42,6 +44,7 @@ from worker.types import (
     ModelRef,
     Position,
     Predicted,
+    Reason,
     Record,
     Request,
     Ticket,
@@ -66,9 +69,9 @@ B1, C1, D1 = (ModelRef(name, "1") for name in "bcd")
 LABEL = ClassificationHead(output="scores", activation="none", labels="labels.txt")
 
 
-def manifest(*heads: str) -> Manifest:
+def manifest(*heads: str, files: Mapping[str, str] = MappingProxyType({})) -> Manifest:
     named = dict.fromkeys(heads or ("label",), LABEL)
-    return Manifest(files={}, batch_max_size=None, inputs={}, heads=named, golden=())
+    return Manifest(files=files, batch_max_size=None, inputs={}, heads=named, golden=())
 
 
 class Clock:
@@ -87,6 +90,7 @@ class Shelf:
     def __init__(self) -> None:
         self.absent: set[ModelRef] = set()
         self.slow: set[ModelRef] = set()
+        self.folder = Path("models")
         self.heads: dict[ModelRef, tuple[str, ...]] = {}
         self.asked: list[tuple[ModelRef, str | None]] = []
         self.cancelled: list[ModelRef] = []
@@ -100,7 +104,7 @@ class Shelf:
             while not cancelled():
                 pause.wait(0.001)
             self.cancelled.append(ref)
-        folder = Path("models") / ref.name / ref.version
+        folder = self.folder / ref.name / ref.version
         return Version(ref, folder, sha256 or "beef", manifest(*self.heads.get(ref, ())))
 
 
@@ -111,6 +115,10 @@ class Engines:
         self.told: list[Load] = []
         self.limits: list[Limits] = []
         self.refusing: set[ModelRef] = set()
+        self.mute: set[ModelRef] = set()
+        """They end before they have loaded."""
+        self.slow: set[ModelRef] = set()
+        """They load once they are taken out of here."""
         self.never_loading: set[ModelRef] = set()
         self.ending: set[ModelRef] = set()
         """They end as soon as they have loaded."""
@@ -118,9 +126,10 @@ class Engines:
         """They die of the first row."""
         self.holding: set[ModelRef] = set()
         """They keep their rows until they are taken out of here, or told Bye."""
+        self.broken: set[ModelRef] = set()
+        """They say that no picture can be decoded."""
         self.alive: list[ModelRef] = []
         self.most = 0
-        self.answered: list[ModelRef] = []
         self._spawn = Spawner(self._run)
 
     def __call__(self, end: EngineEnd) -> Peer:
@@ -139,9 +148,14 @@ class Engines:
         if ref in self.refusing:
             channel.send(LoadFailed("model", "golden.png says cat", "manifest.yaml", None))
             return
+        if ref in self.mute:
+            return
         self.alive.append(ref)
         self.most = max(self.most, len(self.alive))
         try:
+            pause = threading.Event()
+            while ref in self.slow:
+                pause.wait(0.001)
             while ref in self.never_loading:
                 if channel.receive() is None:
                     return
@@ -178,9 +192,13 @@ class Engines:
 
     def _answer(self, ref: ModelRef, channel: Channel, held: list[Submit]) -> None:
         for submit in held:
-            self.answered.append(ref)
-            channel.send(outcomes(submit))
+            channel.send(_broken(submit) if ref in self.broken else outcomes(submit))
         held.clear()
+
+
+def _broken(submit: Submit) -> Outcomes:
+    faults = [Fault(row.id, Reason.IMAGE_CORRUPT, "no picture") for row in submit.rows]
+    return Outcomes((), tuple(faults), (), 0.0, 0.0, 0)
 
 
 def _readable(channel: Channel) -> bool:
@@ -255,7 +273,7 @@ class Stage:
         outcome = self.ends.of[offset].outcome
         return outcome.model.version if isinstance(outcome, Predicted) else str(outcome.reason)
 
-    def metric(self, name: str, **labels: str) -> float | None:
+    def metric(self, name: str, /, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"darkroom_{name}", labels)
 
     async def pass_s(self, seconds: float) -> None:
@@ -266,6 +284,13 @@ class Stage:
     async def finished(self) -> None:
         """Wait until every record has had its outcome."""
         await until(lambda: len(self.ends.of) == self.sent)
+
+    async def moving(self) -> None:
+        """Let time pass until every record has had its outcome."""
+        async with asyncio.timeout(10):
+            while len(self.ends.of) < self.sent:
+                await self.pass_s(0.1)
+                await asyncio.sleep(0.001)
 
     def _again(self, jobs: Sequence[Job]) -> None:
         self.withdrawn += len(jobs)

@@ -140,6 +140,7 @@ async def test_a_reload_replaces_the_engine_between_two_records_and_loses_none()
         on.send("a", 300)
         await on.models.reload(A1, sha256=None, number=1)
         assert on.models.numbers == {A1: 1}
+        assert on.models._berths.of(A1).in_flight > 250, "what waited does not wait for the old one"
         on.send("a", 10)
         on.engines.holding.clear()
         await on.finished()

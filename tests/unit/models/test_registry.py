@@ -181,3 +181,81 @@ async def test_a_straggler_of_a_model_that_was_dropped_is_skipped() -> None:
         on.models.submit([Job(ticket, b"image", None)])
         await until(lambda: 7 in on.ends.of)
         assert on.version_of(7) == "model.version-unavailable"
+
+
+async def test_limits_are_of_one_model_and_reach_its_versions_and_those_loaded_later() -> None:
+    async with stage(A1, A2, B1) as on:
+        await on.serve(A1, B1)
+        changes = LiveLimits(max_size=2, max_wait_ms=1.0, thresholds={"label": 0.5})
+        on.models.set_limits("a", changes)
+        await until(lambda: bool(on.engines.limits))
+        limits = LIMITS._replace(max_size=2, max_wait_ms=1.0, thresholds={"label": 0.5})
+        assert on.engines.limits == [limits]
+        on.models.set_limits("a", changes)
+        await on.models.load(A2, sha256=None)
+        assert on.engines.told[-1].limits == limits
+        on.models.set_limits("a", LiveLimits())
+        await until(lambda: on.engines.limits[1:] == [LIMITS, LIMITS])
+
+
+async def test_limits_that_change_while_a_version_loads_reach_it() -> None:
+    async with stage(A1) as on:
+        on.engines.slow.add(A1)
+        load = asyncio.create_task(on.models.load(A1, sha256=None))
+        await until(lambda: bool(on.engines.told))
+        on.models.set_limits("a", LiveLimits(min_size=3))
+        on.engines.slow.clear()
+        await load
+        await until(lambda: on.engines.limits == [LIMITS._replace(min_size=3)])
+
+
+async def test_it_describes_every_version_that_it_has() -> None:
+    async with stage(A1) as on:
+        assert on.models.describe() == {}
+        await on.serve(A1)
+        status = on.models.describe()[A1]
+        assert (status.state, status.lanes, status.max_size, status.in_flight) == (
+            "serving",
+            3,
+            4,
+            0,
+        )
+
+
+async def test_the_gap_of_a_switch_under_backlog_is_measured() -> None:
+    async with stage(A1, A2) as on:
+        await on.serve(A1)
+        await on.models.load(A2, sha256=None)
+        on.engines.holding.add(A1)
+        on.send("a")
+        on.switch(A2)
+        on.clock.now_s += 0.5
+        on.send("a")
+        await until(lambda: on.metric("switch_gap_seconds", model="a") == 0.5)
+        on.engines.holding.clear()
+        await on.finished()
+
+
+async def test_a_version_that_is_unloaded_is_no_metric_any_more() -> None:
+    async with stage(A1) as on:
+        await on.serve(A1)
+        on.metrics.set_engine_state("a/1", "serving")
+        on.metrics.set_model_info(*A1, "cafe", "CPUExecutionProvider")
+        labels = {"name": "a", "version": "1", "sha256": "cafe", "provider": "CPUExecutionProvider"}
+        assert on.metric("model_info", **labels) == 1.0
+        await on.models.unload(A1)
+        assert on.metric("model_info", **labels) is None
+        assert on.metric("engine_state", model="a/1", state="serving") is None
+        assert on.metric("models_loaded") == 0.0
+
+
+async def test_what_the_state_names_is_known_before_it_is_routed() -> None:
+    async with stage(A1, A2) as on:
+        assert on.models.table.default == "a"
+        assert on.models.table.models["a"].versions == {"1", "2"}
+        on.send("a")
+        assert on.ends.count() == {"model.version-unavailable": 1}
+        await on.serve(A1, generation=3)
+        on.names(A1, A3, default="a")
+        routes = on.models.table.models["a"]
+        assert (routes.serving, routes.generation, routes.versions) == ("1", 3, frozenset("13"))
