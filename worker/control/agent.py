@@ -342,8 +342,10 @@ class Agent:
         failures = self._report.failures
         if not failures:
             return Answer.ACK, None, None
-        absent = all(failure.code is Code.MODEL_ABSENT for failure in failures)
-        worst = next((f for f in failures if f.code is not Code.MODEL_ABSENT), failures[0])
+        # A rollout asks about its part: what else is amiss here must not stop it.
+        asked = [failure for failure in failures if failure.preparing] or failures
+        absent = all(failure.code is Code.MODEL_ABSENT for failure in asked)
+        worst = next((f for f in asked if f.code is not Code.MODEL_ABSENT), asked[0])
         reason = "; ".join(f"{failure.ref}: {failure.error}" for failure in failures)
         return (Answer.PENDING if absent else Answer.NACK), worst.code, reason
 

@@ -222,8 +222,9 @@ class Reconciler:
         failures: list[Failure] = []
         verified: set[ModelRef] = set()
         for step in steps:
-            if any(f.ref.name == step.ref.name for f in failures):
-                continue  # this model keeps what it has
+            failed = any(f.ref.name == step.ref.name for f in failures)
+            if failed and not isinstance(step, Prepare):
+                continue  # this model keeps what it has; what may mend it is prepared
             try:
                 await self._carry_out(step, want, verified)
             except DarkroomError as error:
@@ -298,7 +299,8 @@ class Reconciler:
     ) -> tuple[str | None, Proof | None]:
         part = want.preparation
         if part is None:
-            done = want.prepared if not failures else None
+            lacking = any(failure.ref.name == want.prepared_by for failure in failures)
+            done = None if lacking else want.prepared
             return done, Proof.LOADED if done else None
         if part.ref in self._registry.numbers:
             return part.rollout, Proof.LOADED

@@ -53,7 +53,9 @@ class Wanted(NamedTuple):
     hold: Action | None
     preparation: Preparation | None
     prepared: str | None
-    """Id of a rollout that asks nothing of this worker: it is prepared as it is."""
+    """Id of a rollout that asks nothing more of this worker than what stands above."""
+    prepared_by: str | None = None
+    """Model that must be as wanted for that; None: nothing must."""
 
     @property
     def refs(self) -> frozenset[ModelRef]:
@@ -69,8 +71,7 @@ def wanted(state: DesiredState, worker: str, labels: Mapping[str, str]) -> Wante
     }
     actions = {hold.action for hold in state.holds if hold.workers.matches(worker, labels)}
     hold = Action.DRAIN if Action.DRAIN in actions else Action.PAUSE if actions else None
-    preparation, prepared = _part(state, models, worker)
-    return Wanted(state.default, frozen(models), hold, preparation, prepared)
+    return Wanted(state.default, frozen(models), hold, *_part(state, models, worker))
 
 
 def pin_of(model: ModelState, worker: str, labels: Mapping[str, str]) -> PinOrder | None:
@@ -126,16 +127,16 @@ def _reload(name: str, model: ModelState, rollout: Rollout | None, worker: str) 
 
 def _part(
     state: DesiredState, models: Mapping[str, WantedModel], worker: str
-) -> tuple[Preparation | None, str | None]:
+) -> tuple[Preparation | None, str | None, str | None]:
     rollout = state.rollout
     if rollout is None or rollout.phase is not Phase.PREPARE:
-        return None, None
+        return None, None, None
     routes = models[rollout.model].routes
     if rollout.mode is Mode.ROLLING:  # a pinned worker too has engines to replace
         turn = worker in rollout.admitted
-        return None, rollout.id if turn else None  # once it is applied; see Ack.prepared
+        return None, rollout.id if turn else None, rollout.model
     if routes.pin is not None and rollout.version != routes.pin.version:
-        return None, rollout.id  # a rollout does not pass a pin
+        return None, rollout.id, None  # a rollout does not pass a pin
     ref = ModelRef(rollout.model, rollout.version)
     return (
         Preparation(
@@ -145,5 +146,6 @@ def _part(
             rollout.new_heads,
             worker in rollout.admitted,
         ),
+        None,
         None,
     )

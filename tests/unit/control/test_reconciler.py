@@ -170,6 +170,27 @@ async def test_a_prepared_version_is_loaded_and_not_served() -> None:
     assert shelf.wanted == {D1, D2}
 
 
+async def test_what_else_is_broken_here_stops_neither_a_preparation_nor_a_turn_to_reload() -> None:
+    shelf = Shelf()
+    reconciler = Reconciler(shelf, max_loaded=3)
+    shelf.broken[C1] = ModelError("no")
+    cats = ModelState({"1": None}, "1")
+    for rollout in (
+        ROLLOUT._replace(admitted=(ME,)),
+        ROLLOUT._replace(mode=Mode.ROLLING, version="1", reload=3, admitted=(ME,)),
+    ):
+        desired = state(2, rollout=rollout, digits=digits("1"), cats=cats)
+        report = await reconciler.apply(want(desired))
+        assert (report.prepared, len(report.failures)) == ("r", 1)
+
+
+async def test_a_rollout_may_mend_a_model_whose_active_version_is_broken() -> None:
+    shelf = Shelf()
+    shelf.broken[D1] = ModelError("no")
+    report = await Reconciler(shelf, max_loaded=3).apply(want(PREPARING))
+    assert (report.prepared, [failure.ref for failure in report.failures]) == ("r", [D1])
+
+
 async def test_without_room_files_are_verified_and_the_old_version_is_stopped_at_the_switch() -> (
     None
 ):
