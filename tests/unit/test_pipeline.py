@@ -329,3 +329,15 @@ async def test_an_idle_partition_is_committed_behind_what_is_no_record() -> None
         line.rig.consumer.next[P0] = 9
         line.pipeline._step_at_s = 0.0
         await eventually(lambda: line.rig.broker.committed == {P0: 9})
+
+
+async def test_the_image_of_a_reference_is_not_fetched_again_for_another_route() -> None:
+    resolver = SlowResolver()
+    resolver.go.set()
+    async with running(resolver=resolver) as line:
+        line.pipeline._parse = referencing
+        line.rig.broker.write(0, b"ref")
+        withdrawn = list(await line.given(1))
+        line.registry.submitted.clear()
+        line.pipeline.reroute(withdrawn)
+        assert [job.image for job in line.registry.submitted] == [PNG]
