@@ -70,6 +70,18 @@ def test_each_record_gets_exactly_one_outcome(engine: Engine, asked: Load) -> No
                 assert end.reason is expected[bad]
 
 
+def test_thresholds_change_from_the_next_batch_on(engine: Engine, asked: Load) -> None:
+    engine.load(asked)
+    said: list[int] = []
+    for first, thresholds in enumerate(({}, {"light": 0.9}, {"other": 0.9}, {"light": 1.0})):
+        engine.channel.send(SetLimits(LIMITS._replace(thresholds=thresholds)))
+        engine.submit([BRIGHT], first=first)
+        [(end, _)] = engine.outcomes(1).values()
+        assert isinstance(end, Done)
+        said.append(len(orjson.loads(end.predictions)["light"]))
+    assert said == [2, 1, 2, 0]
+
+
 def test_no_row_is_ever_taken_for_another_one(engine: Engine, asked: Load) -> None:
     engine.load(asked._replace(limits=LIMITS._replace(max_size=7)))
     shades = [graphs.png(value) for value in range(256)]

@@ -1,8 +1,10 @@
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import orjson
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -11,8 +13,9 @@ from tests.unit.engine import graphs
 from worker.engine import session
 from worker.engine.devices import cuda_problem
 from worker.engine.loader import load_model, loaded
-from worker.engine.model import Model
+from worker.engine.model import Array, Model
 from worker.engine.providers import CUDA
+from worker.engine.session import Session
 from worker.errors import DeviceError, ModelError, SettingsError
 from worker.types import Limits
 
@@ -311,3 +314,48 @@ def test_a_model_whose_rows_change_each_other_is_run_row_by_row(tmp_path: Path) 
     assert model.rows_mix
     assert model.cap(LIMITS) == 1
     assert loaded(model, LIMITS, load_ms=1.0).signature["rows_mix"] is True
+
+
+@pytest.mark.parametrize(
+    ("batch", "max_size", "sizes"),
+    [
+        ("N", 3, [1, 2, 3]),
+        ("N", 16, [*range(1, 17)]),
+        ("N", 100, [*range(1, 17), 32, 50, 64, 100]),
+        (3, 16, [3]),
+    ],
+)
+def test_every_batch_size_that_will_be_seen_is_run_before_the_first_record(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int | str,
+    max_size: int,
+    sizes: list[int],
+) -> None:
+    ran: set[int] = set()
+    run = Session.run
+
+    def seen(self: Session, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        ran.update(map(len, feeds.values()))
+        return run(self, outputs, feeds)
+
+    monkeypatch.setattr(Session, "run", seen)
+    limits = LIMITS._replace(max_size=max_size)
+    model = loaded_from(tmp_path, graphs.brightness(batch=batch), limits=limits)
+    assert sorted(ran) == sizes
+    assert len(model.service_ms) <= 3
+
+
+def test_golden_samples_are_held_to_the_thresholds_of_the_manifest(tmp_path: Path) -> None:
+    limits = LIMITS._replace(thresholds={"light": 0.99, "no such head": 0.5})
+    model = loaded_from(tmp_path, limits=limits)
+    rows = np.full((1, 1, 8, 8), graphs.BRIGHT / 255, np.float32)
+    assert model.predictions(model.run(rows)) == [b'{"light":[]}']
+    model.heads = model.compile_heads({"light": 0.9})
+    [reading] = model.predictions(model.run(rows))
+    assert isinstance(reading, bytes)
+    assert [said["label"] for said in orjson.loads(reading)["light"]] == ["bright"]
+    model.heads = model.compile_heads({})
+    [reading] = model.predictions(model.run(rows))
+    assert isinstance(reading, bytes)
+    assert len(orjson.loads(reading)["light"]) == 2

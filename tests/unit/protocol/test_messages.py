@@ -1,3 +1,5 @@
+from types import MappingProxyType
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from worker.protocol.messages import (
 from worker.types import Limits, Reason
 
 LIMITS = Limits(16, 1, 5.0, 1 << 26, 1 << 25, 50_000_000)
+LIMITED = LIMITS._replace(thresholds=MappingProxyType({"label": 0.5, "mood": 0.25}))
 ids = st.integers(0, 2**53)
 text = st.text(max_size=20)
 ms = st.floats(0, 1e6)
@@ -50,7 +53,9 @@ def round_trip(message: Message) -> Message:
         Load("/models/m/1", "ab" * 32, 2, LIMITS, 1 << 30, "cpu", {"a": "1"}, None),
         Loaded("cd", "CPU", "cpu", "fp32", False, 16, 4, 1.5, {"1": 2.0}, {"inputs": []}),
         LoadFailed("model", "no such input", "manifest.yaml", "inputs.x"),
+        Load("/m", "ab", 2, LIMITED, 1 << 30, "cpu", {}, None, quiet=True),
         SetLimits(LIMITS),
+        SetLimits(LIMITED),
         Bye(),
         Stopped(),
     ],
