@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-_GROUP_BYTES = 16384
-_GROUP_JOBS = 16
+_GROUP_BYTES = 65536
+_GROUP_JOBS = 64
 
 
 class Job(Protocol):

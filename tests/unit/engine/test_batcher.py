@@ -71,16 +71,16 @@ def test_a_free_lane_is_told(
 
 def test_tiny_jobs_are_decoded_in_groups_that_leave_no_batch_overfull() -> None:
     batcher = batcher_with(
-        BOUNDS._replace(cap=40), pending=jobs(*range(50), size_bytes=400), rows=jobs(100)
+        BOUNDS._replace(cap=100), pending=jobs(*range(80), size_bytes=400), rows=jobs(100)
     )
-    assert batcher.next(0.0) == Decode(jobs(*range(16), size_bytes=400))
+    assert batcher.next(0.0) == Decode(jobs(*range(64), size_bytes=400))
     batcher = batcher_with(pending=jobs(0, 1, 2, 3, size_bytes=400), rows=jobs(100, 101))
     assert batcher.next(0.0) == Decode(jobs(0, 1, size_bytes=400))
 
 
 def test_a_group_is_bounded_by_bytes_and_ends_before_a_suspect() -> None:
-    batcher = batcher_with(pending=jobs(0, 1, 2, size_bytes=8000))
-    assert batcher.next(0.0) == Decode(jobs(0, 1, size_bytes=8000))
+    batcher = batcher_with(pending=jobs(0, 1, 2, size_bytes=32_000))
+    assert batcher.next(0.0) == Decode(jobs(0, 1, size_bytes=32_000))
     suspect = Job(1, alone=True, size_bytes=400)
     batcher = batcher_with(pending=[Job(0, size_bytes=400), suspect, Job(2, size_bytes=400)])
     assert batcher.next(0.0) == Decode([Job(0, size_bytes=400)])
