@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worker.config import Settings
-from worker.engine.batcher import Bounds
+from worker.engine.host import bounds
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model
 from worker.engine.queue import Queue, Work
@@ -102,7 +102,7 @@ def run(spec: Spec) -> dict[str, Any]:
     model = load_model(load)
     images = [path.read_bytes() for path in sorted(Path(spec.pictures).iterdir())]
     mill = Mill(images, ahead=4 * _GROUP + 16 * model.cap(limits))
-    queue = Queue(Bounds(model.cap(limits), limits.min_size, limits.max_wait_ms / 1e3))
+    queue = Queue(bounds(model, limits))
     floor = Floor(
         model=model,
         queue=queue,

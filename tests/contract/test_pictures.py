@@ -150,9 +150,10 @@ def quiet() -> None:
     prepare_process()
 
 
-def opened(file: Path) -> NDArray[np.uint8]:
+def opened(file: Path, *, keep_gray: bool = False) -> NDArray[np.uint8]:
     data = memoryview(file.read_bytes())
-    return decode(data, check(data, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS))
+    header = check(data, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS)
+    return decode(data, header, keep_gray=keep_gray)
 
 
 def files(folder: Path) -> set[str]:
@@ -174,6 +175,8 @@ def test_a_picture_has_its_outcome(assets: Path, name: str) -> None:
         return
     image = opened(assets / "images" / name)
     assert (image.shape[1], image.shape[0]) == expected
+    same = opened(assets / "images" / name, keep_gray=True)
+    np.testing.assert_array_equal(image, same if same.ndim == 3 else np.dstack([same] * 3))
     facts = json.loads((assets / "images" / "facts.json").read_text())[name]["pil"]
     if "mean_rgb" in facts and name not in DARKER_THAN_PILLOW:
         np.testing.assert_allclose(image.mean(axis=(0, 1)), facts["mean_rgb"], atol=1.0)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,31 +15,24 @@ from worker.cli.terminal import for_people, say, write_json
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from worker.demo.driver import Report
+    from worker.demo.account import Report
 
 EXAMPLE = "Example: darkroom demo --count 5000"
 
 
-class Model(StrEnum):
-    ONE = "1"
-    TWO = "2"
-
-
 Count = Annotated[int, typer.Option(min=10, max=1_000_000, help="Records to send.")]
-Version = Annotated[Model, typer.Option("--version", help="Version of the digits model.")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the local stack.")]
 
 
 def demo(
     *,
     count: Count = 3000,
-    version: Version = Model.TWO,
     data_dir: DataDir = Path(".darkroom"),
     as_json: Json = False,
 ) -> None:
-    """Send handwritten digits through a real Kafka and a worker, and account for every record.
+    """Send handwritten digits through a worker, change its model meanwhile, account for it all.
 
-    Exit code 0 only when nothing was lost, came twice or out of order.
+    Exit code 0 only when nothing was lost, came twice, out of order or from the wrong version.
     """
     from rich.console import Console
 
@@ -55,7 +47,7 @@ def demo(
     run = secrets.token_hex(3)
     topics = [f"demo-{run}-{name}" for name in ("images", "predictions", "dead")]
     stack_watcher = TerminalWatcher(Console(stderr=True))
-    spec = StackSpec(data=data_dir, redis=False, topics=tuple(Topic(name) for name in topics))
+    spec = StackSpec(data=data_dir, topics=tuple(Topic(name) for name in topics))
     with contextlib.closing(stack_watcher), running(spec, stack_watcher) as stack:
         kafka = KafkaSettings(
             bootstrap_servers=stack.bootstrap_servers,
@@ -64,14 +56,13 @@ def demo(
             output_topic=topics[1],
             dead_letter_topic=topics[2],
         )
+        assert stack.redis_url is not None
         with _progress(count) as progress:
             report = asyncio.run(
-                run_demo(
-                    kafka, data_dir / "demo", count=count, version=version.value, watcher=progress
-                )
+                run_demo(kafka, stack.redis_url, data_dir / "demo", count=count, watcher=progress)
             )
     if as_json:
-        write_json(report._asdict())
+        write_json({**report._asdict(), "swap": report.swap._asdict()})
     else:
         _tell(report)
     if not report.whole:
@@ -87,7 +78,7 @@ class _Quiet:
     def sent(self, count: int) -> None:
         pass
 
-    def came(self, count: int, correct: int, served: int) -> None:
+    def came(self, count: int, right_lately: float) -> None:
         pass
 
 
@@ -105,8 +96,8 @@ class _Bars(_Quiet):
     def sent(self, count: int) -> None:
         self._progress.update(self._sent, completed=count)
 
-    def came(self, count: int, correct: int, served: int) -> None:
-        note = f"{correct / served:.1%} right" if served else ""
+    def came(self, count: int, right_lately: float) -> None:
+        note = f"{right_lately:.0%} of the last ones right"
         self._progress.update(self._came, completed=count, note=note)
 
 
@@ -135,7 +126,8 @@ def _tell(report: "Report") -> None:
     table = Table(box=None, show_header=False)
     table.add_column(justify="right", style="bold")
     table.add_column()
-    age = report.age_ms
+    age, swap = report.age_ms, report.swap
+    before, after = (f"{swap.model}/{version}" for version in (swap.before, swap.after))
     for value, meaning in (
         (f"{report.sent}", "records sent"),
         (f"{report.results}", f"results, {report.per_second:.0f} a second"),
@@ -143,7 +135,12 @@ def _tell(report: "Report") -> None:
         (f"{report.lost}", "lost"),
         (f"{report.duplicated}", "twice"),
         (f"{report.out_of_order}", "out of order"),
-        (f"{report.accuracy:.1%}", "of the digits were read right"),
+        (f"{report.wrong_version}", "from a version that was not allowed"),
+        (f"{report.accuracy_before:.1%}", f"of the digits were read right by {before}"),
+        (
+            f"{report.accuracy_after:.1%}",
+            f"by {after}, active {swap.seconds:.1f} s after its command",
+        ),
         (f"{age['p50']:.0f} / {age['p99']:.0f} ms", "age of a record at its result, p50 / p99"),
     ):
         table.add_row(value, meaning)

@@ -4,6 +4,7 @@ Modules of commands import what they need inside their functions, so that help i
 command about settings never loads a Kafka client.
 """
 
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,8 @@ Exit codes:
   3  no model can be served, or a model is broken
   4  the required GPU is absent or lost
   5  the brokers answer and refuse us
-  7  the brokers do not answer, or stopped before drained (nothing is lost)
+  7  the brokers or Redis do not answer, or stopped before drained (nothing is lost)
+  8  not converged in the time that --wait gave
   130  interrupted
 """
 
@@ -73,20 +75,26 @@ app.command(epilog=send.EXAMPLE)(send.send)
 app.command(epilog=results.EXAMPLE)(results.results)
 
 
-@app.command(
-    "dev",
-    help="A real Kafka and a real Redis on this machine: no Docker, no root, no Java needed.",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def _dev(ctx: typer.Context) -> None:
-    # Its group imports a Kafka client and more: only who asks for it waits for that.
-    from worker.cli.dev import app as group
+def _add_group(name: str, text: str) -> None:
+    """Add a group whose module is imported when it is asked for: it brings a client along."""
 
-    code = typer.main.get_command(group).main(
-        ctx.args, prog_name=f"{ctx.find_root().info_name} dev", standalone_mode=False
+    @app.command(
+        name,
+        help=text,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )
-    raise typer.Exit(code if isinstance(code, int) else 0)
+    def group(ctx: typer.Context) -> None:
+        commands = typer.main.get_command(import_module(f"worker.cli.{name}").app)
+        called = f"{ctx.find_root().info_name} {name}"
+        code = commands.main(ctx.args, prog_name=called, standalone_mode=False)
+        raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+_add_group("fleet", "All workers of a fleet: what they serve, and what they should.")
+_add_group(
+    "dev", "A real Kafka and a real Redis on this machine: no Docker, no root, no Java needed."
+)
 
 
 @app.callback()

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-_GROUP_BYTES = 16384
-_GROUP_JOBS = 16
+_GROUP_BYTES = 65536
+_GROUP_JOBS = 64
 
 
 class Job(Protocol):
@@ -39,6 +39,8 @@ class Bounds(NamedTuple):
     """Rows that an idle lane waits for, no longer than `max_wait_s`."""
     max_wait_s: float
     """How long a row waits while there is other work to do."""
+    eager: bool = False
+    """Company makes rows no cheaper: they are run before less than a batch is decoded."""
 
 
 class Run(NamedTuple, Generic[J]):
@@ -67,9 +69,9 @@ class Batcher(Generic[J]):
     """Pending jobs and rows of one engine.
 
     Rule, in the order in which a free lane asks: run at the cap or when the oldest row has waited
-    long enough, else decode, else run what there is (`min_size` rows at least), else wait. Rows
-    that other lanes are still decoding are not waited for: an idle lane is worth more than a
-    fuller batch.
+    long enough (when eager and without a backlog: at once), else decode, else run what there is
+    (`min_size` rows at least), else wait. Rows that other lanes are still decoding are not waited
+    for: an idle lane is worth more than a fuller batch.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -124,11 +126,13 @@ class Batcher(Generic[J]):
 
     def next(self, now_s: float) -> Run[J] | Decode[J] | Wait | Stop:
         """Return what the lane that asks must do; what it names is that lane's from now on."""
-        cap, min_size, max_wait_s = self.bounds
+        cap, min_size, max_wait_s, eager = self.bounds
         if self._suspects:
             return Run((self._suspects.popleft(),))
         due_s = self._rows[0][1] + max_wait_s if self._rows else None
-        if due_s is not None and (len(self._rows) >= cap or now_s >= due_s):
+        due = due_s is not None and (len(self._rows) >= cap or now_s >= due_s)
+        brief = eager and len(self._rows) >= min_size and len(self._pending) < cap
+        if due or brief:
             return self._run(cap)
         if self._pending:
             return Decode(self._group(max(1, cap - len(self._rows))))

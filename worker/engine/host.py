@@ -107,7 +107,7 @@ def _refusal(error: Exception, load: Load) -> LoadFailed:
 class _Host:
     def __init__(self, channel: Channel, page: Page, model: Model, load: Load) -> None:
         self._channel = channel
-        self._queue = Queue(_bounds(model, load.limits))
+        self._queue = Queue(bounds(model, load.limits))
         self._floor = Floor(
             model=model,
             queue=self._queue,
@@ -158,7 +158,7 @@ class _Host:
             model.heads = model.compile_heads(limits.thresholds)
         self._floor.limits = limits
         self._floor.rows.cap = model.cap(limits)
-        self._queue.bound(_bounds(model, limits))
+        self._queue.bound(bounds(model, limits))
 
     def _drain(self) -> None:
         self._queue.close()
@@ -186,5 +186,7 @@ def _works(rows: tuple[Row, ...]) -> list[Work]:
     return [Work(row.id, row.image, row.alone, len(row.image), now_s) for row in rows]
 
 
-def _bounds(model: Model, limits: Limits) -> Bounds:
-    return Bounds(model.cap(limits), limits.min_size, limits.max_wait_ms / 1e3)
+def bounds(model: Model, limits: Limits) -> Bounds:
+    """Return what bounds this model's batches."""
+    eager = not model.gains
+    return Bounds(model.cap(limits), limits.min_size, limits.max_wait_ms / 1e3, eager)

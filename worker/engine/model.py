@@ -17,6 +17,8 @@ from worker.errors import RecordFault
 from worker.types import Limits
 
 Array = NDArray[Any]
+_GAIN = 1.1
+"""What a row alone must cost more than in the best batch for company to be worth waiting for."""
 Reading = bytes | RecordFault
 """JSON of one row, or why there is none."""
 Heads = dict[str, Callable[[Array], list[Reading]]]
@@ -54,6 +56,12 @@ class Model:
     @property
     def row_bytes(self) -> int:
         return int(np.prod(self.row_shape)) * np.dtype(self.row_dtype).itemsize
+
+    @property
+    def gains(self) -> bool:
+        """Say whether rows are cheaper together, by what was measured while warming."""
+        each_ms = {int(size): ms / int(size) for size, ms in self.service_ms.items()}
+        return each_ms.get(1, float("inf")) > _GAIN * min(each_ms.values(), default=0.0)
 
     def cap(self, limits: Limits) -> int:
         """Return how many rows a batch may have: the least that anybody allows, at least one."""

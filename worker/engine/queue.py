@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from worker.engine.batcher import Batcher, Bounds, Decode, Run, Stop, Wait
 from worker.engine.rows import Place
 from worker.protocol.messages import Buffer
+from worker.vision.containers import Header
+from worker.vision.decode import ImageHwc
 
 
 @dataclass(slots=True, eq=False)
@@ -22,9 +24,12 @@ class Work:
     """`time.monotonic()`, as all times here."""
     width_px: int = 0
     height_px: int = 0
-    begun_s: float = 0.0
-    decoded_s: float = 0.0
-    ready_s: float = 0.0
+    header: Header | None = None
+    """Once it is checked."""
+    image_hwc: ImageHwc | None = None
+    """Between decoding and preprocessing."""
+    decode_s: float = 0.0
+    preprocess_s: float = 0.0
     place: Place | None = None
     """Its row, once there is one."""
 

@@ -11,7 +11,7 @@ class Reserve:
     """Bytes for decoding, first come, first served: small pictures never starve a big one."""
 
     def __init__(self, total_bytes: int) -> None:
-        self._total_bytes = total_bytes
+        self.total_bytes = total_bytes
         self._free_bytes = total_bytes
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -22,11 +22,11 @@ class Reserve:
 
         Raises RecordFault for a picture that needs more than there are in all.
         """
-        if needed_bytes > self._total_bytes:
+        if needed_bytes > self.total_bytes:
             raise RecordFault(
                 Reason.IMAGE_TOO_MANY_PIXELS,
                 f"decoding it needs {needed_bytes} bytes, "
-                f"more than limits.decode_bytes = {self._total_bytes}",
+                f"more than limits.decode_bytes = {self.total_bytes}",
             )
         with self._lock:
             if self._waiting or self._free_bytes < needed_bytes:

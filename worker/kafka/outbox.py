@@ -8,6 +8,8 @@ from worker.kafka.topics import TopicFacts
 from worker.types import Failed, Headers, Outcome, Predicted, Reason, Request, Ticket
 
 _NO_HEADERS: Headers = ()
+_OUR_HEADERS_BYTES = 4096
+"""More than our own headers and the frame of a record take: names in them have 255 at most."""
 
 
 class Outbox:
@@ -59,6 +61,9 @@ class Outbox:
         """Return the result; None when its topic would not take it (which breaks a producer)."""
         key = request.record.key
         value, headers = encode_result(request, ticket, outcome, worker=self._worker, now_ms=now_ms)
+        spare_bytes = self._facts.output_max_bytes - len(value) - len(key or b"")
+        if spare_bytes >= _OUR_HEADERS_BYTES and not request.trace:
+            return Outgoing(key, value, headers, None)  # by far: nothing to reckon
         if record_bytes(key, value, headers) > self._facts.output_max_bytes:
             return None
         return Outgoing(key, value, headers, None)

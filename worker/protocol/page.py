@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 _HEAD = struct.Struct("<IIQ")
 _REST = struct.Struct("<IQ")
+_ONE = struct.Struct("<IQQ")
 _PHASE_BYTES = 4
 _ID_BYTES = 8
 
@@ -66,11 +67,14 @@ class Page:
 
     def begin(self, lane: int, phase: Phase, ids: Sequence[int]) -> None:
         """Say that a lane has begun something with these records. At most `max_ids` are kept."""
-        kept = ids[: self._max_ids]
         at = lane * self._slot_bytes
         self._memory[at] = Phase.IDLE
-        struct.pack_into(f"<{len(kept)}Q", self._memory, at + _HEAD.size, *kept)
-        _REST.pack_into(self._memory, at + _PHASE_BYTES, len(kept), time.monotonic_ns())
+        if len(ids) == 1:  # most often, and twice for every record: one call
+            _ONE.pack_into(self._memory, at + _PHASE_BYTES, 1, time.monotonic_ns(), ids[0])
+        else:
+            kept = ids[: self._max_ids]
+            struct.pack_into(f"<{len(kept)}Q", self._memory, at + _HEAD.size, *kept)
+            _REST.pack_into(self._memory, at + _PHASE_BYTES, len(kept), time.monotonic_ns())
         self._memory[at] = phase
 
     def idle(self, lane: int) -> None:

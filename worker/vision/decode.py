@@ -33,8 +33,11 @@ from worker.vision.containers import Header, still_png
 _OUT_OF_MEMORY = -4
 """`StsNoMem` of OpenCV: the machine's fault, not the picture's."""
 
+_PNG_GRAY_8 = b"\x08\x00"
+_PNG_DEPTH_AND_COLOUR = slice(24, 26)
+
 ImageHwc = NDArray[np.uint8]
-"""Height x width x 3, RGB, upright."""
+"""Height x width x 3, RGB, upright; where gray is kept also height x width."""
 
 
 def prepare_process() -> None:
@@ -43,16 +46,20 @@ def prepare_process() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def decode(data: Buffer, header: Header) -> ImageHwc:
+def decode(data: Buffer, header: Header, *, keep_gray: bool = False) -> ImageHwc:
     """Decode an image that `check` let through; `header` is its answer.
+
+    With `keep_gray` a PNG of 8-bit gray comes as one channel, the same as each of the three.
 
     Raises RecordFault and nothing else, whatever the bytes are: image.corrupt, or
     image.too-many-pixels where OpenCV's own limit is below that of `check`.
     """
     if header.animated:
         data = still_png(data)
+    as_gray = keep_gray and header.format == "PNG" and data[_PNG_DEPTH_AND_COLOUR] == _PNG_GRAY_8
+    flag = cv2.IMREAD_GRAYSCALE if as_gray else cv2.IMREAD_COLOR_RGB
     try:
-        image_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as error:
         if error.code == _OUT_OF_MEMORY:
             raise MemoryError(f"{header.format}: OpenCV: {error.err}") from error

@@ -1,6 +1,7 @@
 """A manifest's preprocessing steps, checked one after the other and compiled into one function.
 
-The function takes the upright uint8 RGB image and writes straight into its row of the batch tensor.
+The function takes the upright uint8 RGB image, or one channel where the three would be equal, and
+writes straight into its row of the batch tensor: the same values for both.
 It keeps no state, so lanes share it. It must not know manifests' text, batches or sessions.
 """
 
@@ -27,7 +28,7 @@ from worker.types import Reason
 from worker.vision.resample import CUBIC, LINEAR, resize_antialiased
 
 Image = NDArray[np.uint8]
-"""[H, W, 3], or [H, W] once it is gray."""
+"""[H, W, 3], or [H, W] once it is gray, or where it was gray from the start."""
 Row = NDArray[Any]
 Transform = Callable[[Image, Row], None]
 
@@ -183,6 +184,7 @@ def _after_resize(state: _State, step: Resize) -> _State:
         scale = partial(resize_antialiased, kernel=_KERNELS[step.interpolation])
     else:
         scale = partial(_scale, interpolation=_FILTERS[step.interpolation])
+    scale = scale if state.color == "gray" else partial(_scale_rgb, scale)
     return state._replace(size=size, work=(*state.work, partial(_resize, target, scale)))
 
 
@@ -229,7 +231,15 @@ def _crop_square(image: Image) -> Image:
 
 def _gray(image: Image) -> Image:
     """Weigh by ITU-R BT.601; equal channels keep their level exactly."""
+    if image.ndim == 2:
+        return image
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def _rgb(image: Image) -> Image:
+    if image.ndim == 3:
+        return image
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)
 
 
 def _resize(
@@ -266,6 +276,13 @@ def _scale(image: Image, *, height_px: int, width_px: int, interpolation: int) -
     )
 
 
+def _scale_rgb(
+    scale: Callable[..., Image], image: Image, *, height_px: int, width_px: int
+) -> Image:
+    """Resize three channels, also those of a gray image: OpenCV may round one channel otherwise."""
+    return scale(_rgb(image), height_px=height_px, width_px=width_px)
+
+
 # --- Writing the row ------------------------------------------------------------------------------
 
 
@@ -285,9 +302,12 @@ def _writer(state: _State, row_shape: tuple[int, ...], row_dtype: np.dtype[Any])
         )
     table = None if (state.values == _levels(channels)).all() else state.values
     flip = state.color == "bgr"
-    if state.chw:
-        return partial(_write_chw, table, flip=flip)
-    return partial(_write_hwc, table, flip=flip)
+    write = partial(_write_chw if state.chw else _write_hwc, table, flip=flip)
+    return write if state.color == "gray" else partial(_write_rgb, write)
+
+
+def _write_rgb(write: Transform, image: Image, row: Row) -> None:
+    write(_rgb(image), row)
 
 
 def _write_chw(table: NDArray[Any] | None, image: Image, row: Row, *, flip: bool) -> None:

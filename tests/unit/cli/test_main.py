@@ -23,7 +23,7 @@ def test_help_lists_the_commands_and_the_exit_codes(darkroom: Darkroom) -> None:
     result = darkroom("--help")
 
     assert result.exit_code == 0
-    for name in {words[0] for words in COMMANDS} | {"dev"}:
+    for name in {words[0] for words in COMMANDS} | {"dev", "fleet"}:
         assert f"  {name} " in result.output
     assert "  5  the brokers answer and refuse us" in result.output
 
@@ -57,6 +57,7 @@ def test_version_is_the_distributions(darkroom: Darkroom) -> None:
         (errors.DeviceError("why"), 4),
         (errors.BrokerRefused("why"), 5),
         (errors.BrokerUnavailable("why"), 7),
+        (errors.ControlUnavailable("why"), 7),
         (errors.CommandError("why"), 1),
         (KeyboardInterrupt(), 130),
     ],
@@ -80,7 +81,7 @@ def test_an_error_is_one_message_and_its_exit_code(
     ("arguments", "offered"),
     [
         (["run", "--log-level", "loud"], "'debug', 'info', 'warning', 'error'"),
-        (["demo", "--version", "3"], "'1', '2'"),
+        (["fleet", "pause", "--expect", "-1"], "greater than or equal to 0"),
         (["dev", "up", "--brokers", "2"], "1 or 3"),
     ],
     ids=" ".join,

@@ -37,6 +37,7 @@ def batcher_with(
 
 ONE_PENDING = jobs(10)
 MIN_3 = BOUNDS._replace(min_size=3)
+EAGER = BOUNDS._replace(eager=True)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,17 @@ MIN_3 = BOUNDS._replace(min_size=3)
         ("below min_size, more to decode", MIN_3, ONE_PENDING, 2, 0.001, Decode(ONE_PENDING)),
         ("below min_size at the deadline", MIN_3, [], 2, 0.005, Run(jobs(0, 1))),
         ("at min_size", MIN_3, [], 3, 0.0, Run(jobs(0, 1, 2))),
+        ("eager: rows before less than a batch", EAGER, jobs(7, 8, 9), 1, 0.0, Run(jobs(0))),
+        ("eager, a batch to decode", EAGER, jobs(6, 7, 8, 9), 1, 0.0, Decode(jobs(6))),
+        ("eager, no row", EAGER, ONE_PENDING, 0, 0.0, Decode(ONE_PENDING)),
+        (
+            "eager, rows below min_size",
+            EAGER._replace(min_size=3),
+            ONE_PENDING,
+            2,
+            0.0,
+            Decode(ONE_PENDING),
+        ),
         ("min_size above the cap", BOUNDS._replace(min_size=9), [], 4, 0.0, Run(jobs(0, 1, 2, 3))),
     ],
 )
@@ -71,16 +83,16 @@ def test_a_free_lane_is_told(
 
 def test_tiny_jobs_are_decoded_in_groups_that_leave_no_batch_overfull() -> None:
     batcher = batcher_with(
-        BOUNDS._replace(cap=40), pending=jobs(*range(50), size_bytes=400), rows=jobs(100)
+        BOUNDS._replace(cap=100), pending=jobs(*range(80), size_bytes=400), rows=jobs(100)
     )
-    assert batcher.next(0.0) == Decode(jobs(*range(16), size_bytes=400))
+    assert batcher.next(0.0) == Decode(jobs(*range(64), size_bytes=400))
     batcher = batcher_with(pending=jobs(0, 1, 2, 3, size_bytes=400), rows=jobs(100, 101))
     assert batcher.next(0.0) == Decode(jobs(0, 1, size_bytes=400))
 
 
 def test_a_group_is_bounded_by_bytes_and_ends_before_a_suspect() -> None:
-    batcher = batcher_with(pending=jobs(0, 1, 2, size_bytes=8000))
-    assert batcher.next(0.0) == Decode(jobs(0, 1, size_bytes=8000))
+    batcher = batcher_with(pending=jobs(0, 1, 2, size_bytes=32_000))
+    assert batcher.next(0.0) == Decode(jobs(0, 1, size_bytes=32_000))
     suspect = Job(1, alone=True, size_bytes=400)
     batcher = batcher_with(pending=[Job(0, size_bytes=400), suspect, Job(2, size_bytes=400)])
     assert batcher.next(0.0) == Decode([Job(0, size_bytes=400)])
@@ -168,9 +180,14 @@ class Lanes(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
 
-    @rule(cap=st.integers(1, 5), min_size=st.integers(1, 6), wait_s=st.floats(0, 0.02))
-    def limits_change(self, cap: int, min_size: int, wait_s: float) -> None:
-        self.bounds = self.batcher.bounds = Bounds(cap, min_size, wait_s)
+    @rule(
+        cap=st.integers(1, 5),
+        min_size=st.integers(1, 6),
+        wait_s=st.floats(0, 0.02),
+        eager=st.booleans(),
+    )
+    def limits_change(self, cap: int, min_size: int, wait_s: float, *, eager: bool) -> None:
+        self.bounds = self.batcher.bounds = Bounds(cap, min_size, wait_s, eager)
 
     @rule()
     def close(self) -> None:

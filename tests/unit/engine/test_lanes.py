@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.engines import LIMITS, load
 from tests.unit.engine import graphs
+from worker.engine import lanes
 from worker.engine.batcher import Bounds
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model
@@ -20,6 +21,8 @@ from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Done, Fault, Outcomes, Retry
 from worker.protocol.page import Page, Phase
 from worker.types import Reason
+from worker.vision.decode import decode
+from worker.vision.sniff import Header, check
 
 BRIGHT = graphs.png(graphs.BRIGHT)
 MARKED = BRIGHT + b"MARK"
@@ -197,6 +200,42 @@ def test_what_is_done_does_not_wait_for_a_big_picture_in_its_group(model: Model)
     lab.serve([BRIGHT, b"text", big, BRIGHT])
     assert waited == [(1, 1)]
     assert len(lab.ends()) == 4
+
+
+def test_the_page_names_the_one_picture_of_a_group_that_is_worked_on(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[tuple[str, tuple[int, ...], bool]] = []
+
+    def note(what: str) -> None:
+        (progress,) = lab.page.read()
+        assert progress.phase is Phase.DECODE
+        named.append((what, progress.ids, lab.floor.turn.locked()))
+
+    def opening(data: bytes, header: Header, *, keep_gray: bool) -> Array:
+        note("open")
+        return decode(data, header, keep_gray=keep_gray)
+
+    def preparing(image: Array, row: Array) -> None:
+        note("write")
+        model.prepare(image, row)
+
+    monkeypatch.setattr(lanes, "decode", opening)
+    lab = Lab(replace(model, prepare=preparing))
+    lab.serve([BRIGHT, BRIGHT[:-20], BRIGHT])
+    opened = [("open", (0,), True), ("open", (2,), True)]
+    assert named == [*opened, ("write", (0,), True), ("write", (2,), True)]
+    named.clear()
+    lab = Lab(replace(model, prepare=preparing))
+    lab.serve([BRIGHT])
+    assert named == [("open", (0,), False), ("write", (0,), False)]
+
+
+def test_a_group_takes_no_more_memory_than_there_is(model: Model) -> None:
+    lab = Lab(model)
+    lab.floor.reserve = Reserve(check(BRIGHT, max_bytes=9999, max_pixels=9999).decode_bytes)
+    lab.serve([BRIGHT] * 3)
+    assert [type(end) for end in lab.ends().values()] == [Done] * 3
 
 
 def test_pictures_that_cannot_be_afforded_are_told_the_bound(model: Model) -> None:

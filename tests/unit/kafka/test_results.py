@@ -138,6 +138,15 @@ def test_an_age_is_told_where_the_record_has_a_timestamp(
     assert encoded(PREDICTED, asked=asked)[0]["age_ms"] == age_ms
 
 
+def test_percent_signs_in_names_are_only_that() -> None:
+    stamp = ModelStamp("50%d", "%b", "aa", "bb")
+    outcome = PREDICTED._replace(model=stamp, predictions=b'{"digit":"100%"}')
+    value, _ = encoded(outcome, TICKET._replace(route="rule:%s"))
+    assert (value["model"]["name"], value["model"]["version"]) == ("50%d", "%b")
+    assert value["route"] == "rule:%s"
+    assert value["predictions"] == {"digit": "100%"}
+
+
 def test_no_number_can_break_the_json() -> None:
     odd = PREDICTED._replace(timing=Timing(float("nan"), float("inf"), -0.0, 1e300, 0.1234567))
     document, _ = encoded(odd)

@@ -212,6 +212,44 @@ def test_several_pages_are_the_first_one() -> None:
     assert close(opened(data.tobytes()), corners(), within=0)
 
 
+GRAY_ROWS = [b"\x00\x4d\xff", b"\x80\x01\x10"]
+
+
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [
+        pytest.param(png(GRAY_ROWS, 3, bits=8, color=0), True, id="gray"),
+        pytest.param(
+            png(GRAY_ROWS, 3, bits=8, color=0, extra=png_chunk(b"tRNS", b"\x00\x4d")),
+            True,
+            id="gray, one level of it transparent",
+        ),
+        pytest.param(
+            png(GRAY_ROWS, 3, bits=8, color=0, extra=png_chunk(b"gAMA", b"\x00\x00\xb1\x8f")),
+            True,
+            id="gray, with a gamma",
+        ),
+        pytest.param(
+            png(GRAY_ROWS, 3, bits=8, color=0, extra=png_chunk(b"eXIf", exif(6))),
+            True,
+            id="gray, to be turned",
+        ),
+        pytest.param(png([b"\xa0"], 3, bits=1, color=0), False, id="one bit"),
+        pytest.param(png([b"\x00\x4d\xff\x10"], 2, bits=16, color=0), False, id="16 bits"),
+        pytest.param(png([b"\x0a\x00\xc8\xff"], 2, bits=8, color=4), False, id="gray, alpha"),
+        pytest.param(encoded(".jpg", np.full((8, 8), 77, np.uint8)), False, id="gray JPEG"),
+        pytest.param(encoded(".png", corners()), False, id="colours"),
+    ],
+)
+def test_gray_that_is_kept_is_each_of_the_three_channels(data: bytes, *, kept: bool) -> None:
+    view = memoryview(data)
+    header = check(view, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS)
+    image = decode(view, header, keep_gray=True)
+    assert image.ndim == (2 if kept else 3)
+    wide = np.repeat(image[..., np.newaxis], 3, axis=2) if kept else image
+    np.testing.assert_array_equal(wide, opened(data))
+
+
 def test_a_picture_that_lies_about_its_size_is_corrupt() -> None:
     data = encoded(".png", corners())
     with pytest.raises(RecordFault, match="12 x 8") as caught:

@@ -138,6 +138,14 @@ def test_compiled_steps_equal_the_same_steps_one_by_one(steps: list[Step], seed:
     np.testing.assert_array_equal(transformed(steps, image, expected), expected)
 
 
+@settings(deadline=None)  # the machine is shared
+@given(steps=valid_steps(), seed=st.integers(0, 100))
+def test_one_channel_gives_what_three_equal_ones_give(steps: list[Step], seed: int) -> None:
+    gray = picture(seed=seed)[..., 0]
+    expected = plain(steps, np.dstack([gray] * 3))
+    np.testing.assert_array_equal(transformed(steps, gray, expected), expected)
+
+
 @pytest.mark.parametrize("chw", [True, False])
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 def test_mean_and_std_of_each_channel_follow_the_order_of_channels(

@@ -1,0 +1,122 @@
+"""How a command changes a fleet: write, tell what changed, and watch it come true."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from worker.cli.fleet_options import WAIT_S, Change
+from worker.cli.fleet_rows import answers, differences, drawn, status_lines, worker_rows
+from worker.cli.fleet_session import connected
+from worker.cli.terminal import for_people, say, write, write_json
+from worker.control.catalogue import Catalogue
+from worker.control.messages import DesiredState, Phase
+from worker.control.operator import Operator
+from worker.control.progress import Changed, Outcome, Progress
+
+Edit = Callable[[DesiredState, int, Catalogue], DesiredState]
+"""(state, now in ms of Redis's clock, which versions there are) -> the next generation."""
+
+_MEANING = {
+    Outcome.CONVERGED: (0, "converged: every worker is as it should be"),
+    Outcome.REFUSED: (1, "refused; who refuses serves on what it had:"),
+    Outcome.ABORTED: (1, "the rollout was given up; what was active stays so:"),
+    Outcome.OVERTAKEN: (1, "another change took its place:"),
+    Outcome.LATE: (8, "not converged in time; the workers go on with it:"),
+}
+"""Exit code, and what people are told."""
+
+
+def carry_out(options: Change, edit: Edit, words: Sequence[str]) -> None:
+    """Make a change and tell of it; the exit code says how it ended."""
+    code = asyncio.run(_carry_out(options, edit, " ".join(words)))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _carry_out(options: Change, edit: Edit, command: str) -> int:
+    async with connected(options.config) as fleet:
+        changed = await fleet.operator.change(
+            lambda state, now_ms: edit(state, now_ms, fleet.catalogue),
+            command,
+            expect=options.expect,
+            supersede=options.supersede,
+            dry_run=options.dry_run,
+        )
+        if not options.as_json:
+            _tell(changed, dry_run=options.dry_run)
+        last = None
+        if options.wait_s is not None and not options.dry_run:
+            last = await _watch(fleet.operator, changed, options.wait_s)
+    code, meaning = _MEANING[last.outcome] if last else (0, "")
+    if options.as_json:
+        write_json(_document(fleet.name, changed, last))
+    elif last:
+        write("\n  ".join([meaning, *last.reasons]))
+    return code
+
+
+def deadline_s(wait_s: float, changed: Changed) -> float:
+    """Return how long to wait: as long as was said, else as long as the change may take."""
+    if math.isfinite(wait_s):
+        return wait_s
+    rollout = changed.after.rollout
+    under_way = rollout is not None and rollout.phase is Phase.PREPARE
+    return WAIT_S + (rollout.timeout_s if rollout is not None and under_way else 0.0)
+
+
+async def _watch(operator: Operator, changed: Changed, wait_s: float) -> Progress:
+    with _view() as show:
+        return await operator.wait(changed, deadline_s=deadline_s(wait_s, changed), tell=show)
+
+
+@contextlib.contextmanager
+def _view() -> Iterator[Callable[[Progress], None]]:
+    """Show each worker's answer: redrawn on a terminal, else a line for each that changed."""
+    if not for_people():
+        yield _LineByLine().show
+        return
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+        yield lambda progress: live.update(drawn(status_lines(progress.look)), refresh=True)
+
+
+class _LineByLine:
+    """Tells what each worker answers, when that changes."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, str] = {}
+
+    def show(self, progress: Progress) -> None:
+        said = answers(progress.look)
+        for worker, answer in said.items():
+            if self._told.get(worker) != answer:
+                say(f"{worker}: {answer}")
+        for worker in self._told.keys() - said.keys():
+            say(f"{worker}: not alive any more")
+        self._told = said
+
+
+def _tell(changed: Changed, *, dry_run: bool) -> None:
+    number = changed.after.generation
+    if changed.after == changed.before:
+        write(f"nothing to change: generation {number} says that already")
+        return
+    verb = "would say" if dry_run else "says"
+    write("\n  ".join([f"generation {number} {verb}:", *differences(changed)]))
+
+
+def _document(fleet: str, changed: Changed, last: Progress | None) -> dict[str, Any]:
+    return {
+        "fleet": fleet,
+        "generation": changed.after.generation,
+        "written": changed.written,
+        "changes": differences(changed),
+        "outcome": last.outcome.value if last else None,
+        "reasons": list(last.reasons) if last else [],
+        "workers": worker_rows(last.look) if last else None,
+    }

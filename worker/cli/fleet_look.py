@@ -1,0 +1,97 @@
+"""`darkroom fleet`: the verbs that only look."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from worker.cli.fleet_rows import drawn, history_rows, status_document, status_lines
+from worker.cli.fleet_session import connected
+from worker.cli.options import Config, Json
+from worker.cli.terminal import say, write, write_json
+from worker.control.content import dump_content
+from worker.control.messages import encode_state
+from worker.errors import CommandError
+
+STATUS_EXAMPLE = "Example: darkroom fleet status --watch"
+SHOW_EXAMPLE = "Example: darkroom fleet show > fleet.yaml"
+HISTORY_EXAMPLE = "Example: darkroom fleet history -n 5"
+_WATCH_S = 1.0
+
+
+def status(
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, redrawn every second, until interrupted.")
+    ] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show who runs what, on which device, by which generation, and why not what it should be."""
+    asyncio.run(_status(config, watch=watch, as_json=as_json))
+
+
+async def _status(config: Path | None, *, watch: bool, as_json: bool) -> None:
+    async with connected(config) as fleet:
+        if not watch:
+            look = await fleet.operator.look()
+            if as_json:
+                write_json(status_document(fleet.name, look))
+            else:
+                write("\n".join(status_lines(look)))
+            return
+        if as_json:
+            while True:
+                look = await fleet.operator.look()
+                write_json(status_document(fleet.name, look), indent=False)
+                await asyncio.sleep(_WATCH_S)
+        with Live(console=Console(), auto_refresh=False) as live:
+            while True:
+                look = await fleet.operator.look()
+                live.update(drawn(status_lines(look)), refresh=True)
+                await asyncio.sleep(_WATCH_S)
+
+
+def show(*, config: Config = None, as_json: Json = False) -> None:
+    """Print what the fleet should be, as YAML that `apply` takes; as JSON: the whole state."""
+    asyncio.run(_show(config, as_json=as_json))
+
+
+async def _show(config: Path | None, *, as_json: bool) -> None:
+    async with connected(config) as fleet:
+        look = await fleet.operator.look()
+    if look.state is None:
+        raise CommandError(look.broken or "no desired state is stored: any command makes the first")
+    if as_json:
+        write_json(orjson.loads(encode_state(look.state)))
+    else:
+        write(dump_content(look.state).rstrip())
+
+
+def history(
+    *,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, metavar="N")] = 20,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show the last changes: who, when, by which command, and what they changed."""
+    asyncio.run(_history(config, count, as_json=as_json))
+
+
+async def _history(config: Path | None, count: int, *, as_json: bool) -> None:
+    async with connected(config) as fleet:
+        entries = await fleet.operator.history(count + 1)
+    rows = history_rows(entries, count)
+    if as_json:
+        write_json(rows)
+        return
+    if not rows:
+        say("nothing was changed yet")
+    for row in rows:
+        write(f"{row['generation']}  {row['at']}  {row['by']}  {row['command']}")
+        for line in row["changes"]:
+            write(f"    {line}")
