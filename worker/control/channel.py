@@ -275,17 +275,20 @@ def complaint(error: BaseException, deadline_s: float) -> str:
     if isinstance(error, redis_errors.ResponseError):
         return f"refuses: {text}"
     if isinstance(error, TimeoutError | redis_errors.TimeoutError):
-        return f"gives no answer in {deadline_s:g} s: does it run there, and does nothing block it?"
+        return (
+            f"gives no answer in {deadline_s:g} s: does it hang, or is control.url wrong "
+            "(rediss:// where it speaks no TLS)?"
+        )
     cause = _cause(error)
     if isinstance(cause, ssl.SSLError):
         return (
-            f"cannot be reached by TLS ({cause.reason or cause}): check control.ssl_cafile, "
-            "control.ssl_certfile and the host's name in control.url; does it speak TLS there?"
+            f"cannot be reached by TLS ({cause}): check control.ssl_cafile, control.ssl_certfile "
+            "and the host's name in control.url; does it speak TLS there?"
         )
     words = os.strerror(cause.errno) if cause and cause.errno and cause.errno > 0 else text
     return (
-        f"cannot be reached ({words}): does it run there, and is control.url right "
-        "(rediss:// where it speaks TLS)?"
+        f"cannot be reached ({words}): does it run there, and are control.url (rediss:// where it "
+        "speaks TLS) and control.ssl_certfile (where it wants one) right?"
     )
 
 
