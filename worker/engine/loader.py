@@ -148,7 +148,7 @@ def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
 def _predict(model: Model, data: bytes, batch: Array, limits: Limits) -> bytes:
     """Take an encoded image along the path of every record, through `batch` of one row."""
     header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
-    model.prepare(decode(data, header), batch[0])
+    model.prepare(decode(data, header, keep_gray=True), batch[0])
     [reading] = model.predictions(model.run(batch))
     if isinstance(reading, RecordFault):
         raise reading
