@@ -245,15 +245,15 @@ class Registry:
                 self._waiting.abandon(berth, f"model {name!r} was dropped")
         self.look()
 
-    def set_limits(self, name: str, changes: Overrides) -> None:
+    def set_limits(self, name: str, limits: Overrides) -> None:
         """Change the limits of a model: of what is loaded of it, and of what will be."""
-        limits = overridden(self._options.limits, changes)
-        if limits == self._limits_of(name):
+        changed = overridden(self._options.limits, limits)
+        if changed == self._limits_of(name):
             return
-        self._limits[name] = limits
+        self._limits[name] = changed
         for ref, supervisor in self._berths.loaded.items():
             if ref.name == name:
-                supervisor.set_limits(limits)
+                supervisor.set_limits(changed)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give each job to its version. Never blocks; every job has one outcome, later."""
