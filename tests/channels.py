@@ -11,8 +11,10 @@ from typing import Any
 
 import orjson
 
+from worker.control.answers import Ack, encode_ack
 from worker.control.channel import Entry, Members
-from worker.control.messages import DESIRED_SCHEMA
+from worker.control.documents import parse_state
+from worker.control.messages import DESIRED_SCHEMA, DesiredState, encode_state
 from worker.errors import ControlUnavailable
 
 
@@ -31,6 +33,20 @@ class FakeRedis:
     @property
     def now_ms(self) -> int:
         return int(time.time() * 1000)
+
+    @property
+    def state(self) -> DesiredState:
+        """What is stored, which is a state."""
+        assert self.document is not None
+        return parse_state(self.document)
+
+    def store(self, state: DesiredState) -> None:
+        self.document = encode_state(state)
+
+    def say(self, *acks: Ack) -> None:
+        """Let these workers be alive, and answer this."""
+        for ack in acks:
+            self.answers[ack.worker] = (self.now_ms + 30_000, encode_ack(ack))
 
 
 class FakeChannel:

@@ -1,38 +1,21 @@
-"""A fleet on a Redis in memory for tests of `darkroom fleet`."""
+"""What tests of `darkroom fleet` have in common."""
 
 from collections.abc import Callable
 from typing import Any
 
 from typer.testing import Result
 
-from tests.channels import FakeRedis
-from tests.unit.control.states import ack
-from worker.control.answers import Ack, ModelUse, encode_ack
-from worker.control.documents import parse_state
-from worker.control.messages import DesiredState, digest, encode_state
+from tests.unit.control import operators
+from worker.control.answers import Ack, ModelUse
+from worker.control.messages import DesiredState
 
 Fleet = Callable[..., Result]
-
-
-def store(redis: FakeRedis, stored: DesiredState) -> None:
-    redis.document = encode_state(stored)
-
-
-def stored(redis: FakeRedis) -> DesiredState:
-    assert redis.document is not None
-    return parse_state(redis.document)
-
-
-def say(redis: FakeRedis, *said: Ack) -> None:
-    for one in said:
-        redis.answers[one.worker] = (redis.now_ms + 30_000, encode_ack(one))
+"""Runs `darkroom fleet ...` on a Redis in memory."""
 
 
 def serving(by: DesiredState, worker: str = "w-1", **changes: Any) -> Ack:
-    """Return the answer of a worker that is what this state says."""
-    active = by.models["digits"].active
-    said = ack(worker, observed=by.generation, generation=by.generation, digest=digest(by))
-    use = ModelUse(active, loaded=("1", "2"), state="serving")
-    return said._replace(
-        models={"digits": use}, provider="CPUExecutionProvider", device="cpu", lag=3, in_flight=2
-    )._replace(**changes)
+    """Return the answer of a worker that is what this state says, with all that it may tell."""
+    use = ModelUse(by.models["digits"].active, loaded=("1", "2"), state="serving")
+    told = {"provider": "CPUExecutionProvider", "device": "cpu", "lag": 3, "in_flight": 2}
+    said = operators.serving(by, worker, models={"digits": use}, **told)
+    return said._replace(**changes)

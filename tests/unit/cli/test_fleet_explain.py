@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.channels import FakeRedis
-from tests.unit.cli.fleets import Fleet, say, store
+from tests.unit.cli.fleets import Fleet
 from tests.unit.control.states import ack, digits
 from worker.control.messages import PinOrder, Selector, frozen
 from worker.models.router import Match, Rule
@@ -34,7 +34,7 @@ PINNED = digits(pins=(PinOrder("2", Selector(labels=frozen({"zone": "a"}))),))
 def test_a_record_gets_the_version_that_a_worker_would_give_it(
     arguments: list[str], route: str, fleet: Fleet, redis: FakeRedis
 ) -> None:
-    store(redis, ROUTED)
+    redis.store(ROUTED)
 
     told = json.loads(fleet("explain", "--json", *arguments).stdout)
 
@@ -43,7 +43,7 @@ def test_a_record_gets_the_version_that_a_worker_would_give_it(
 
 
 def test_the_steps_are_told_and_then_what_comes_of_them(fleet: Fleet, redis: FakeRedis) -> None:
-    store(redis, ROUTED)
+    redis.store(ROUTED)
 
     lines = fleet("explain", "--tag", "user_tier=gold").stdout.splitlines()
 
@@ -64,8 +64,8 @@ def test_the_steps_are_told_and_then_what_comes_of_them(fleet: Fleet, redis: Fak
 def test_it_is_explained_by_what_the_worker_meant_decides(
     arguments: list[str], route: str, fleet: Fleet, redis: FakeRedis
 ) -> None:
-    store(redis, PINNED)
-    say(redis, ack("w-1", labels={"zone": "a"}), ack("w-2", labels={"zone": "b"}))
+    redis.store(PINNED)
+    redis.say(ack("w-1", labels={"zone": "a"}), ack("w-2", labels={"zone": "b"}))
 
     told = json.loads(fleet("explain", "--json", *arguments).stdout)
 
@@ -85,7 +85,7 @@ def test_it_is_explained_by_what_the_worker_meant_decides(
 def test_a_record_that_would_not_be_served_is_an_explanation_too(
     arguments: list[str], said: tuple[str, str], fleet: Fleet, redis: FakeRedis
 ) -> None:
-    store(redis, PINNED)
+    redis.store(PINNED)
 
     result = fleet("explain", *arguments)
     told: dict[str, Any] = json.loads(fleet("explain", "--json", *arguments).stdout)
@@ -96,7 +96,7 @@ def test_a_record_that_would_not_be_served_is_an_explanation_too(
 
 
 def test_a_key_always_falls_to_the_same_part_of_a_split(fleet: Fleet, redis: FakeRedis) -> None:
-    store(redis, digits(split=frozen({"1": 50, "2": 50})))
+    redis.store(digits(split=frozen({"1": 50, "2": 50})))
 
     told = [
         json.loads(fleet("explain", "--json", "--key", key).stdout)["version"]
@@ -125,8 +125,8 @@ def test_without_a_state_it_is_explained_by_the_settings(fleet: Fleet) -> None:
 def test_what_cannot_be_explained_is_told(
     arguments: list[str], code: int, why: str, fleet: Fleet, redis: FakeRedis
 ) -> None:
-    store(redis, PINNED)
-    say(redis, ack("w-1"))
+    redis.store(PINNED)
+    redis.say(ack("w-1"))
 
     result = fleet("explain", *arguments)
 

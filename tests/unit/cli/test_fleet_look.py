@@ -1,0 +1,173 @@
+"""`darkroom fleet status`, `history` and `show` on a Redis in memory."""
+
+import json
+import re
+
+import pytest
+
+from tests.channels import FakeRedis
+from tests.unit.cli.fleets import Fleet, serving
+from tests.unit.control.states import state
+from worker.control.answers import Answer, Code
+from worker.control.messages import encode_state
+
+
+def test_the_status_is_what_the_contract_says(fleet: Fleet, redis: FakeRedis) -> None:
+    redis.store(state())
+    behind = {"answer": Answer.NACK, "code": Code.HEADROOM, "reason": "no room", "digest": None}
+    redis.say(serving(state()), serving(state(), "w-2", **behind))
+
+    told = json.loads(fleet("status", "--json").stdout)
+
+    assert {name: told[name] for name in ("fleet", "generation", "converged")} == {
+        "fleet": "default",
+        "generation": 7,
+        "converged": False,
+    }
+    first, second = told["workers"]
+    contract = (
+        *("id", "generation", "state", "models", "provider", "device", "lag", "in_flight"),
+        "reason",
+    )
+    assert {name: first[name] for name in contract} == {
+        "id": "w-1",
+        "generation": 7,
+        "state": "serving",
+        "models": {"digits": {"active": "1", "loaded": ["1", "2"], "pinned": None}},
+        "provider": "CPUExecutionProvider",
+        "device": "cpu",
+        "lag": 3,
+        "in_flight": 2,
+        "reason": None,
+    }
+    assert "no room" in second["reason"]
+
+
+def test_the_status_for_people_says_who_runs_what_and_why_it_has_not_converged(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state(written_by="me@here"))
+    redis.say(serving(state(written_by="me@here")), serving(state(generation=6), "w-2", lag=None))
+
+    title, head, first, second, *lacks = fleet("status").stdout.splitlines()
+
+    assert title.startswith("fleet default: generation 7, written by me@here at 1970-01-01")
+    assert " ".join(head.split()) == ("worker state models device generation lag in flight answer")
+    assert " ".join(first.split()) == "w-1 serving digits 1 (+ 2) CPU cpu 7 3 2 ack"
+    assert " ".join(second.split()) == "w-2 serving digits 1 (+ 2) CPU cpu 6 - 2 ack"
+    assert head.index("generation") == first.index("7")
+    assert lacks[0] == "not converged:"
+    assert lacks[1].startswith("  w-2: has not seen generation 7 yet")
+
+
+def test_a_fleet_that_is_as_it_should_be_has_converged(fleet: Fleet, redis: FakeRedis) -> None:
+    redis.store(state())
+    redis.say(serving(state()))
+
+    assert fleet("status").stdout.splitlines()[-1] == "converged"
+
+
+@pytest.mark.parametrize(
+    ("document", "told"), [(None, "no desired state is stored"), (b"?", "not JSON")]
+)
+def test_the_status_shows_workers_also_where_there_is_no_state(
+    document: bytes | None, told: str, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.document = document
+    redis.say(serving(state()))
+
+    result = fleet("status")
+    asked = json.loads(fleet("status", "--json").stdout)
+
+    assert result.exit_code == 0
+    assert told in result.stdout.splitlines()[0]
+    assert "w-1" in result.stdout
+    assert (asked["generation"], asked["converged"]) == (None, False)
+
+
+def test_a_worker_whose_answer_cannot_be_read_is_a_worker_too(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state())
+    redis.answers["w-9"] = (redis.now_ms + 30_000, b"?")
+
+    (worker,) = json.loads(fleet("status", "--json").stdout)["workers"]
+
+    assert (worker["id"], worker["state"]) == ("w-9", "unreadable")
+    assert "not JSON" in worker["reason"]
+    assert "w-9" in fleet("status").stdout
+
+
+def test_the_history_says_who_changed_what_when_and_how(fleet: Fleet) -> None:
+    fleet("activate", "digits", "2")
+    fleet("pause", "--worker", "w-1")
+    fleet("resume")
+
+    rows = json.loads(fleet("history", "--json").stdout)
+    newest = fleet("history", "-n", "1").stdout.splitlines()
+
+    assert [(row["generation"], row["command"]) for row in rows] == [
+        (3, "resume"),
+        (2, "pause --worker w-1"),
+        (1, "activate digits 2"),
+    ]
+    assert rows[0]["changes"] == ["no longer paused: worker w-1"]
+    assert rows[1]["changes"] == ["paused: worker w-1"]
+    assert rows[2]["changes"][0].startswith("digits: new, active 2")
+    assert len(newest) == 2
+    assert re.fullmatch(r"3  \S+T\S+  \S+@\S+  resume", newest[0])
+    assert newest[1] == "    no longer paused: worker w-1"
+
+
+def test_no_history_is_no_error(fleet: Fleet) -> None:
+    result = fleet("history")
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "nothing was changed yet\n"
+
+
+def test_a_change_that_cannot_be_read_does_not_hide_the_others(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state())
+    fleet("pause")
+    fleet("resume")
+    redis.entries[0] = redis.entries[0]._replace(document=b"?")
+
+    newest, oldest = json.loads(fleet("history", "--json").stdout)
+
+    assert newest["changes"]
+    assert "not JSON" in oldest["changes"][0]
+
+
+def test_the_whole_state_is_shown_as_json(fleet: Fleet, redis: FakeRedis) -> None:
+    redis.store(state())
+
+    assert json.loads(fleet("show", "--json").stdout) == json.loads(encode_state(state()))
+
+
+def test_where_there_is_no_state_none_is_shown(fleet: Fleet) -> None:
+    result = fleet("show")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no desired state is stored" in result.stderr
+
+
+def test_watching_goes_on_with_a_document_for_each_look(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, fleet: Fleet
+) -> None:
+    redis.store(state())
+    looks = 0
+
+    async def pause(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("worker.cli.fleet_look.asyncio.sleep", pause)
+
+    result = fleet("status", "--watch", "--json")
+
+    assert result.exit_code == 130
+    assert [json.loads(line)["generation"] for line in result.stdout.splitlines()] == [7, 7]
