@@ -42,11 +42,19 @@ def make_certificates(folder: Path) -> Certificates:
 
 
 def _make(certificate: Path, key: Path, subject: str, *options: str) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", _DAYS, "-subj", subject, *options]
-    command += ["-keyout", str(key), "-out", str(certificate)]
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", _DAYS)
+    files = ("-keyout", str(key), "-out", str(certificate))
+    _openssl("req", "-x509", *kind, "-subj", subject, *options, *files)
+
+
+def lock_key(key: Path, locked: Path) -> None:
+    """Copy a key so that it wants a password."""
+    _openssl("ec", "-aes256", "-passout", "pass:x", "-in", str(key), "-out", str(locked))
+
+
+def _openssl(*words: str) -> None:
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         missing(f"certificates are made by the command openssl, 3.0 or later: {error}")
 

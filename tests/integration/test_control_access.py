@@ -1,7 +1,6 @@
 """Who may use the control channel: users with the fewest rights that suffice, passwords, TLS."""
 
 import asyncio
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ from pydantic import SecretStr
 from redis.exceptions import NoPermissionError
 
 from tests.redis_server import RedisServer, running_redis
-from tests.tls import Certificates, make_certificates, server_context, tls_front
+from tests.tls import Certificates, lock_key, make_certificates, server_context, tls_front
 from tests.unit.control.states import state
 from worker.config import ControlSettings, load_settings
 from worker.control.channel import Channel
@@ -267,8 +266,7 @@ async def test_a_key_that_is_locked_is_told_and_nobody_is_asked_for_its_password
     certificates: Certificates, tmp_path: Path
 ) -> None:
     locked = tmp_path / "locked.key"
-    command = ["openssl", "ec", "-aes256", "-passout", "pass:x", "-in", certificates.client_key]
-    subprocess.run([*command, "-out", locked], check=True, capture_output=True, timeout=60)
+    lock_key(certificates.client_key, locked)
     async with channel_to(secured(1, certificates, ssl_keyfile=locked)) as channel:
         with pytest.raises(ControlUnavailable, match=r"cannot be reached by TLS.*ssl_certfile"):
             await channel.read()
