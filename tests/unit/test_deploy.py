@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from worker.config import Settings, load_settings
+from worker.control.channel import client_options
 from worker.local.kafka import properties
 from worker.local.plan import plan
 from worker.local.spec import StackSpec
@@ -266,6 +267,21 @@ def test_the_worker_and_the_tools_talk_to_a_listener_that_the_broker_advertises(
     assert SERVICES["worker"]["environment"]["DARKROOM_KAFKA__BOOTSTRAP_SERVERS"] in told
     assert SERVICES["kafka"]["healthcheck"]["test"][-1] in told
     assert {call[call.index("--bootstrap-server") + 1] for call in topic_calls(tmp_path)} <= told
+
+
+def test_the_workers_are_commanded_through_the_redis_that_is_started() -> None:
+    settings = load_settings(environ=SERVICES["worker"]["environment"]).settings.control
+    options = client_options(settings, deadline_s=1.0)
+    assert SERVICES[options["host"]]["command"][0] == "redis-server"
+    assert options["port"] == 6379  # its own, which no option of the command changes
+    assert "--port" not in SERVICES[options["host"]]["command"]
+    assert SERVICES["worker"]["depends_on"][options["host"]] == {"condition": "service_healthy"}
+
+
+def test_what_the_fleet_should_be_outlives_its_redis() -> None:
+    redis = SERVICES["redis"]
+    assert "--appendonly yes" in " ".join(redis["command"])
+    assert [mount.split(":")[1] for mount in redis["volumes"]] == ["/data"]
 
 
 def test_the_topics_of_the_settings_are_created_and_a_dead_letter_fits(tmp_path: Path) -> None:
