@@ -74,7 +74,10 @@ def account(
 ) -> Report:
     """Hold the results, in the order in which they were published, to what was sent."""
     labels = {sent.key: sent.label for sent in wanted}
-    first = list({result["id"]: result for result in reversed(results)}.values())[::-1]
+    occurred: dict[str, Result] = {}
+    for result in results:
+        occurred.setdefault(result["id"], result)
+    first = list(occurred.values())
     right: Counter[str] = Counter()
     served: Counter[str] = Counter()
     for result in results:

@@ -34,7 +34,7 @@ _QUIET_DEADLINE_S = 30.0
 _SWAP_DEADLINE_S = 60.0
 _DURING_SHARE = 0.2
 """Records that are sent while the version changes, at most; the others wait for its end."""
-_DURING_PER_S = 300.0
+_DURING_PER_S = 200.0
 _LATELY = 300
 _TOLD_EVERY = 50
 
