@@ -18,7 +18,8 @@ from worker.control import edits
 from worker.control.channel import Channel
 from worker.control.documents import parse_state
 from worker.control.messages import DesiredState
-from worker.control.operator import Edit, Look, Operator, Outcome, Progress
+from worker.control.operator import Edit, Operator
+from worker.control.progress import Look, Outcome, Progress
 from worker.local.stack import Stack
 from worker.models.repository import Repository, demo_repository
 from worker.types import ModelRef
@@ -60,7 +61,7 @@ class Fleet:
 
         async def changed(operator: Operator) -> Progress:
             change = await operator.change(edit, "test", supersede=supersede)
-            return [seen async for seen in operator.wait(change, deadline_s=CONVERGED_S)][-1]
+            return await operator.wait(change, deadline_s=CONVERGED_S)
 
         return self.run(changed)
 

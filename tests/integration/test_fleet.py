@@ -22,7 +22,7 @@ from tests.workers import Crew, Worker
 from worker.control import edits
 from worker.control.answers import Answer, Code
 from worker.control.messages import DesiredState, Selector
-from worker.control.operator import Outcome
+from worker.control.progress import Outcome
 from worker.local.spec import MissingPart, StackSpec
 from worker.local.stack import Stack, running
 
@@ -338,7 +338,7 @@ def test_pause_resume_and_drain_by_command(fleet: Fleet, crew: Crew, traffic: Tr
     traffic.until(lambda: len(traffic.tail.workers) == 2, "both serve")
 
     fleet.converges(lambda state, _: edits.drain(state, Selector(worker=worker_id(first))))
-    fleet.until(lambda look: look.members[worker_id(first)].state == "drained", "it has left")
+    assert fleet.look.members[worker_id(first)].state == "drained", "that is what was waited for"
     traffic.all_partitions_move()
     assert first.ask("/livez")[0] == 200
     assert traffic.tail.repeats == 0, "what was in flight was finished before"

@@ -29,6 +29,8 @@ from worker.errors import ControlUnavailable, StateError
 BEAT_S = 5.0
 TTL_S = 15.0
 """A worker that has not answered for so long is no member any more."""
+_DRAINING_BEAT_S = 0.5
+"""Whoever drains a worker waits for its end."""
 _ROLLOUT_LOOK_S = 2.0
 _FIRST_LOOK_S = 1.0
 _RESTORE_WITHIN_S = 1.0
@@ -298,9 +300,11 @@ class Agent:
 
     async def _beat(self) -> None:
         """Answer at once when something changed, and every few seconds to be known alive."""
+        pause_s = BEAT_S
         while True:
-            await _event(self._changed, BEAT_S * random.uniform(0.8, 1.0))
+            await _event(self._changed, pause_s * random.uniform(0.8, 1.0))
             ack = self._ack()
+            pause_s = _DRAINING_BEAT_S if ack.state == "draining" else BEAT_S
             try:
                 await self._channel.announce(self._me.worker, encode_ack(ack), ttl_s=TTL_S)
             except ControlUnavailable as error:

@@ -54,6 +54,8 @@ def _lack(state: DesiredState, content: str, ack: Ack) -> str | None:
         lack = f"is not done with generation {state.generation} ({said(ack)})"
     elif ack.digest != content:
         lack = f"serves other content, by {_serves(ack)}"
+    elif ack.state == "draining":
+        lack = f"is draining; {ack.in_flight} records are in flight"
     else:
         return None
     return lack

@@ -106,6 +106,7 @@ class Operator:
             if dry_run or not changed.written:
                 return changed._replace(written=False)
             document = encode_state(changed.after)
+            parse_state(document)  # what no worker could read must not get into the way
             if await self._channel.write(document, expected=stored, command=command, by=self._by):
                 return changed
             await asyncio.sleep(_pause_s(attempt))

@@ -54,6 +54,7 @@ NACK: dict[str, Any] = {"answer": Answer.NACK, "generation": 6, "reason": "bad"}
             "is not done with generation 7 (pending: model.absent: no digits/2 yet)",
         ),
         ({"digest": "0" * 64}, "serves other content, by generation 7"),
+        ({"state": "draining", "in_flight": 12}, "is draining; 12 records are in flight"),
     ],
 )
 def test_each_worker_that_lacks_something_is_named_with_what_it_said_last(

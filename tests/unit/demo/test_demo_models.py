@@ -28,7 +28,7 @@ VERSIONS = ("1", "2")
 
 
 def found(version: str) -> Version:
-    return Repository(demo_repository(), None).find(ModelRef("digits", version))
+    return Repository(demo_repository(), cache=None, seen_file=None).find(ModelRef("digits", version))
 
 
 @cache
@@ -150,7 +150,7 @@ def test_the_script_makes_these_models_and_pictures_again(
 ) -> None:
     # Not byte for byte: another CPU rounds otherwise while it trains.
     script.main(["--into", str(tmp_path), "--examples", str(tmp_path / "examples")])
-    again = Repository(tmp_path / "models", None)
+    again = Repository(tmp_path / "models", cache=None, seen_file=None)
     pngs = [picture.png for picture in pictures()]
     for version in VERSIONS:
         remade = again.find(ModelRef("digits", version))
