@@ -14,8 +14,12 @@ SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 def examples(shape: str, verdict: str) -> list[Path]:
-    """Give the example files of a shape; `verdict` is `valid` or `invalid`."""
-    found = sorted((SCHEMAS / "examples" / shape / verdict).glob("*.json"))
+    """Give the example files of a shape.
+
+    `verdict` is `valid`, `invalid`, `beyond` (refused for what no schema can say) or `later`
+    (refused by the schema, not by readers: of a later release).
+    """
+    found = sorted((SCHEMAS / "examples" / shape / verdict).iterdir())
     assert found, f"no {verdict} examples of {shape}"
     return found
 
@@ -28,13 +32,18 @@ def load_schema(shape: str) -> dict[str, Any]:
 
 @cache
 def validator(shape: str) -> Any:
+    return validating(load_schema(shape))
+
+
+def validating(schema: dict[str, Any]) -> Any:
+    """Give the validator of a schema that may refer to any of ours."""
     names = [path.name.partition(".")[0] for path in SCHEMAS.glob("*.schema.json")]
     resources = [Resource.from_contents(load_schema(name)) for name in names]
     registry: Registry[Any] = Registry().with_resources(
         (str(resource.id()), resource) for resource in resources
     )
     ours = validators.extend(Draft202012Validator, {"pattern": _pattern})
-    return ours(load_schema(shape), registry=registry)
+    return ours(schema, registry=registry)
 
 
 def problems(shape: str, document: object) -> list[str]:

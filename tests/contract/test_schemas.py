@@ -38,7 +38,8 @@ from worker.types import (
     Timing,
 )
 
-SHAPES = ("envelope", "cloudevent", "result", "deadletter", "stub")
+CONTROL = ("desired", "ack", "nudge", "audit")
+SHAPES = ("envelope", "cloudevent", "result", "deadletter", "stub", *CONTROL)
 PARSED = {"envelope": b"application/json", "cloudevent": b"application/cloudevents+json"}
 LIMIT_BYTES = 1 << 20
 
@@ -71,22 +72,31 @@ def each(verdict: str, *shapes: str) -> pytest.MarkDecorator:
 # The schemas themselves
 
 
+def undescribed(schema: Any, at: str = "") -> list[str]:
+    """Name the members, however deep, of which a schema does not say what they are."""
+    if not isinstance(schema, dict):
+        return []
+    members = schema.get("properties", {})
+    found = [
+        f"{at}.{name}"
+        for name, member in members.items()
+        if not {"description", "$ref"} & {*member}
+    ]
+    below = {**members, **schema.get("$defs", {}), "[]": schema.get("items")}
+    return found + [name for key in below for name in undescribed(below[key], f"{at}.{key}")]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_schema_is_a_schema_and_describes_every_member(shape: str) -> None:
     schema = load_schema(shape)
     Draft202012Validator.check_schema(schema)
     assert schema["$id"] == f"urn:darkroom:{shape}:v1"
-    undescribed = [
-        name
-        for name, member in schema["properties"].items()
-        if not {"description", "$ref"} & {*member}
-    ]
-    assert not undescribed
+    assert not undescribed(schema)
 
 
 def test_every_folder_of_examples_is_tested() -> None:
     folders = {path.name for path in (SCHEMAS / "examples").iterdir()}
-    assert folders - {"manifest"} == {*SHAPES}
+    assert folders == {*SHAPES, "manifest", "fleet"}
 
 
 @each("valid", *SHAPES)
@@ -247,8 +257,11 @@ def test_every_kind_of_outcome_stands_among_the_outcomes_tested() -> None:
 
 
 TICKET = Ticket(Position("images", 3, 1234), 1, ModelRef("digits", "1"), "active", None)
-ENDINGS = [(outcome, TICKET) for outcome in OUTCOMES] + [
-    (outcome, None) for outcome in OUTCOMES if not isinstance(outcome, Predicted)
+ROUTES = ("pin", "asked", "rule:premium", "split", "active", "fallback")
+ENDINGS = [
+    *((outcome, TICKET) for outcome in OUTCOMES),
+    *((outcome, None) for outcome in OUTCOMES if not isinstance(outcome, Predicted)),
+    *((OUTCOMES[0], TICKET._replace(route=route, generation=12)) for route in ROUTES),
 ]
 
 

@@ -4,7 +4,7 @@ Not what commands and rollouts decide: generations, digests, pins, holds. Must n
 fleet has beside it: what the file names may be there already.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -60,6 +60,7 @@ def parse_content(text: str, *, file: str) -> Content:
         document = load_yaml(text, file=file)
         reader = Reader()
         content = _content(reader, document)
+        _check(reader, content)
         reader.finish(file)
     except ModelError as error:
         raise CommandError(str(error)) from error
@@ -84,20 +85,19 @@ def _content(reader: Reader, document: Any) -> Content:
     return Content(
         default=read_form(reader, members["default"], "default"),
         models=frozen(
-            (name, _model(reader, name, model, below("models", name)))
-            for name, model in models.items()
+            (name, _model(reader, model, below("models", name))) for name, model in models.items()
         ),
     )
 
 
-def _model(reader: Reader, name: str, value: Any, field: str) -> ModelContent:
+def _model(reader: Reader, value: Any, field: str) -> ModelContent:
     members = reader.members(value, field, required=("active",), optional=_OPTIONAL)
     items = reader.items(members["versions"], f"{field}.versions", empty=True)
     check_count(reader, items, f"{field}.versions")
-    listed = [read_form(reader, version, at) for at, version in items]
+    listed = tuple(read_form(reader, version, at) for at, version in items)
     model = ModelContent(
         active=read_form(reader, members["active"], f"{field}.active"),
-        versions=(),
+        versions=listed,
         aliases=read_aliases(reader, members["aliases"], f"{field}.aliases"),
         rules=read_rules(reader, members["rules"], f"{field}.rules"),
         split=read_split(reader, members["split"], f"{field}.split"),
@@ -105,19 +105,24 @@ def _model(reader: Reader, name: str, value: Any, field: str) -> ModelContent:
         or None,
         limits=read_limits(reader, members["limits"], f"{field}.limits"),
     )
-    versions = _named(model, listed)
-    for alias in model.aliases:
-        if alias in versions:
-            reader.wrong(below(f"{field}.aliases", alias), "is the name of a version")
-    if model.fallback_model == name:
-        reader.wrong(f"{field}.fallback_model", "is the model itself, which cannot take its place")
-    check_rules(reader, model.rules, f"{field}.rules")
-    check_limits(reader, model.limits, f"{field}.limits")
-    return model._replace(versions=tuple(sorted(versions)))
+    return model._replace(versions=_named(model))
 
 
-def _named(model: ModelContent, listed: Iterable[str]) -> set[str]:
+def _named(model: ModelContent) -> tuple[str, ...]:
     """Return the versions that are meant as such; a rule and a split may mean an alias."""
     routed = {*(rule.version for rule in model.rules), *model.split}
-    named = {model.active, *listed, *model.aliases.values(), *(routed - model.aliases.keys())}
-    return named - {""}
+    named = {model.active, *model.versions, *model.aliases.values()}
+    return tuple(sorted((named | routed - model.aliases.keys()) - {""}))
+
+
+def _check(reader: Reader, content: Content) -> None:
+    """Report what cannot be together."""
+    for name, model in content.models.items():
+        field = below("models", name)
+        for alias in model.aliases:
+            if alias in model.versions:
+                reader.wrong(below(f"{field}.aliases", alias), "is the name of a version")
+        if model.fallback_model == name:
+            reader.wrong(f"{field}.fallback_model", "is the model itself: it cannot take its place")
+        check_rules(reader, model.rules, f"{field}.rules")
+        check_limits(reader, model.limits, f"{field}.limits")

@@ -156,17 +156,16 @@ def read_limits(reader: Reader, value: Any, field: str) -> LiveLimits:
     names = ("max_size", "min_size", "max_wait_ms", "thresholds")
     members = reader.members(value, field, required=(), optional=names)
 
-    def size(name: str) -> int | None:
-        given = members[name]
-        if given is ABSENT:
-            return None
-        return read_count(reader, given, f"{field}.{name}", least=1, most=BATCH_MAX_SIZE)
+    def size(name: str, default: int) -> int | None:
+        given, at = members[name], f"{field}.{name}"
+        size = reader.integer(given, at, least=1, most=BATCH_MAX_SIZE, default=default)
+        return None if given is ABSENT else size
 
     wait = members["max_wait_ms"]
     wait_ms = read_number(reader, wait, f"{field}.max_wait_ms", least=0.0, most=WAIT_MAX_MS)
     return LiveLimits(
-        max_size=size("max_size"),
-        min_size=size("min_size"),
+        max_size=size("max_size", BATCH_MAX_SIZE),
+        min_size=size("min_size", 1),
         max_wait_ms=None if wait is ABSENT else wait_ms,
         thresholds=_thresholds(reader, members["thresholds"], f"{field}.thresholds"),
     )

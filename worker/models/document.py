@@ -163,16 +163,20 @@ class Reader:
     def integer(
         self, value: Any, field: str, *, least: int, most: int, default: int | None = None
     ) -> int:
-        """Read a whole number within bounds; 8.0 is one too, as in JSON Schema."""
+        """Read a whole number within bounds; 8.0 is one too, as in JSON Schema.
+
+        `default` (or `least`) stands in for what is absent or wrong.
+        """
+        fallback = least if default is None else default
         if value is ABSENT:
-            return least if default is None else default
+            return fallback
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if isinstance(value, bool) or not whole:
             self.wrong(field, f"must be a whole number, is {_shown(value)}")
-            return least
+            return fallback
         if not least <= value <= most:
             self.wrong(field, f"must be from {least} to {most}, is {_shown(value)}")
-            return least
+            return fallback
         return int(value)
 
     def number(self, value: Any, field: str, *, default: float = 0.0) -> float:
