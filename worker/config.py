@@ -116,7 +116,7 @@ class ControlSettings(Section):
     url: str | None = None
     """`redis://HOST:PORT/DB` or `rediss://...`; None: no control channel."""
     fleet: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
-    labels: dict[str, str] = {}
+    labels: dict[Name, Annotated[str, Field(max_length=255)]] = {}
     """Of this worker, for commands that select by label."""
     username: str | None = None
     password: SecretStr | None = None

@@ -290,3 +290,23 @@ def test_switches_outside_the_settings_are_read_from_the_environment(
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert (failpoint(), debug()) == ("after_run=kill", True)
     assert cache_dir() == Path("/cache/darkroom")
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        ({"URL": "redis://u:p@host:1"}, "control.url (DARKROOM_CONTROL__URL): expected redis://"),
+        ({"URL": "http://host:1"}, "expected redis://HOST:PORT/DB"),
+        ({"LABELS": '{"zone": "a"}'}, "control.labels (DARKROOM_CONTROL__LABELS), control.url"),
+        ({"URL": "redis://host:1", "SSL_CAFILE": "/dev/null"}, "only rediss:// uses it"),
+        ({"URL": "rediss://host:1", "SSL_CAFILE": "/nowhere"}, "/nowhere is no file"),
+        ({"URL": "redis://host:1", "USERNAME": "u"}, "a user needs a password"),
+        ({"URL": "redis://host:1", "FLEET": "a b"}, "control.fleet (DARKROOM_CONTROL__FLEET)"),
+        ({"URL": "redis://host:1", "POLL_S": "0"}, "control.poll_s (DARKROOM_CONTROL__POLL_S)"),
+    ],
+)
+def test_settings_of_the_control_channel_that_do_not_go_together_are_told(
+    control: dict[str, str], said: str
+) -> None:
+    told = problems(**{f"DARKROOM_CONTROL__{name}": value for name, value in control.items()})
+    assert said in told
