@@ -87,8 +87,8 @@ def _add_group(name: str, text: str) -> None:
     def group(ctx: typer.Context) -> None:
         commands = typer.main.get_command(import_module(f"worker.cli.{name}").app)
         called = f"{ctx.find_root().info_name} {name}"
-        code = commands.main(ctx.args, prog_name=called, standalone_mode=False)
-        raise typer.Exit(code if isinstance(code, int) else 0)
+        with commands.make_context(called, ctx.args) as context:
+            commands.invoke(context)
 
 
 _add_group("fleet", "All workers of a fleet: what they serve, and what they should.")
