@@ -28,7 +28,8 @@ VERSIONS = ("1", "2")
 
 
 def found(version: str) -> Version:
-    return Repository(demo_repository(), cache=None, seen_file=None).find(ModelRef("digits", version))
+    repository = Repository(demo_repository(), cache=None, seen_file=None)
+    return repository.find(ModelRef("digits", version))
 
 
 @cache
