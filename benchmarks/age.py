@@ -1,14 +1,15 @@
 """Record age at a rate: Poisson arrivals, from when a record was due to its result's stamp."""
 
+import itertools
 import random
 import time
 import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from confluent_kafka import Producer
 
 from benchmarks import topics
-from benchmarks.cases import Case
 from benchmarks.drain import Bench
 from benchmarks.peers import Where, busy_cores, running
 from benchmarks.ratios import percentile
@@ -42,14 +43,14 @@ def age(bench: Bench, peer: str, *, rate: float, seconds: float, seed: int) -> A
     where = Where(bench.stack.bootstrap_servers, *made, f"age-{word}")
     watched = topics.Output(bench.stack, where.output)
     with running(peer, bench.case, where) as process:
-        sender = _Sender(where, bench.case)
+        sender = Sender(where.bootstrap, where.input, bench.case.pictures, bench.case.linger_ms)
         for _ in range(topics.PARTITIONS):
             sender.send()
         sender.flush()
         if not watched.wait_for(topics.PARTITIONS, _FIRST_S, alive=process.check):
             raise SystemExit(f"{peer}: no result in {_FIRST_S:g} s")
         before = process.usage(bench.broker)
-        due_s, late_s = sender.send_at(_arrivals(rate, WARM_S + seconds, seed))
+        due_s, late_s = sender.send_at(until(WARM_S + seconds, arrivals(rate, seed)))
         after = process.usage(bench.broker)
         sender.flush()
         process.check()
@@ -73,23 +74,34 @@ def age(bench: Bench, peer: str, *, rate: float, seconds: float, seed: int) -> A
     )  # fmt: skip
 
 
-def _arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Return the seconds after the start at which records are due."""
+def arrivals(rate: float, seed: int) -> Iterator[float]:
+    """Yield the seconds after the start at which records are due, for ever."""
     draw = random.Random(seed)
-    due, at_s = [], 0.0
-    while (at_s := at_s + draw.expovariate(rate)) < seconds:
-        due.append(at_s)
-    return due
+    at_s = 0.0
+    while True:
+        at_s += draw.expovariate(rate)
+        yield at_s
 
 
-class _Sender:
+def until(seconds: float, due: Iterable[float]) -> Iterator[float]:
+    """Yield those of the first seconds."""
+    return itertools.takewhile(lambda at_s: at_s < seconds, due)
+
+
+class Sender:
     """Sends pictures in turn, to the partitions in turn, at once."""
 
-    def __init__(self, where: Where, case: Case) -> None:
-        self._topic = where.input
-        self._pictures = case.pictures
+    def __init__(
+        self, bootstrap: str, topic: str, pictures: Sequence[bytes], linger_ms: float
+    ) -> None:
+        self._topic = topic
+        self._pictures = pictures
         self._producer = Producer(
-            {"bootstrap.servers": where.bootstrap, "linger.ms": case.linger_ms}
+            {
+                "bootstrap.servers": bootstrap,
+                "linger.ms": linger_ms,
+                "log_level": topics.LOG_LEVEL,
+            }
         )
         self.count = 0
 
@@ -101,16 +113,24 @@ class _Sender:
             self._topic, value, b"%d" % number, partition=number % topics.PARTITIONS
         )
 
-    def send_at(self, arrivals: list[float]) -> tuple[list[float], float]:
+    def send_many(self, count: int) -> None:
+        """Send so many as fast as they go."""
+        for _ in range(count):
+            self.send()
+            self._producer.poll(0)
+
+    def send_at(self, due: Iterable[float]) -> tuple[list[float], float]:
         """Send one at each of these times from now on; return when they were due, and the worst."""
         began_s, worst_s = time.time() + 0.1, 0.0
-        for after_s in arrivals:
+        due_s = []
+        for after_s in due:
+            due_s.append(began_s + after_s)
             while (left_s := began_s + after_s - time.time()) > 0:
                 self._producer.poll(0)
                 time.sleep(min(left_s, 0.05))
             worst_s = max(worst_s, -left_s)
             self.send()
-        return [began_s + after_s for after_s in arrivals], worst_s
+        return due_s, worst_s
 
     def flush(self) -> None:
         if self._producer.flush(60):

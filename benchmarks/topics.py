@@ -24,7 +24,7 @@ _NEW = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
 """What a broker may answer for a moment about a topic that was just created."""
-_LOG_LEVEL = 2
+LOG_LEVEL = 2
 """Of librdkafka: critical. What matters comes back as errors."""
 
 
@@ -48,7 +48,7 @@ def make(stack: Stack, name: str, *, dead: bool = True) -> tuple[str, str, str]:
 
 
 def remove(stack: Stack, names: Iterable[str]) -> None:
-    client = AdminClient({"bootstrap.servers": stack.bootstrap_servers, "log_level": _LOG_LEVEL})
+    client = AdminClient({"bootstrap.servers": stack.bootstrap_servers, "log_level": LOG_LEVEL})
     for future in client.delete_topics(list(names)).values():
         future.result(_ANSWER_S)
 
@@ -65,7 +65,7 @@ def fill(stack: Stack, topic: str, pictures: Sequence[bytes], count: int) -> Non
         {
             "bootstrap.servers": stack.bootstrap_servers,
             "enable.idempotence": True,
-            "log_level": _LOG_LEVEL,
+            "log_level": LOG_LEVEL,
             "linger.ms": 20,
             "batch.size": 1 << 20,
         }
@@ -85,20 +85,23 @@ def fill(stack: Stack, topic: str, pictures: Sequence[bytes], count: int) -> Non
         raise SystemExit(f"the input topic could not be filled: {failures[:1]}")
 
 
+def outside(stack: Stack) -> dict[str, object]:
+    """Return the settings of a consumer that reads from outside any group."""
+    return {
+        "bootstrap.servers": stack.bootstrap_servers,
+        "group.id": "the-benchmark",
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        "log_level": LOG_LEVEL,
+    }
+
+
 class Output:
     """The output topic of a run, from outside any group."""
 
     def __init__(self, stack: Stack, topic: str) -> None:
         self._topic = topic
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": stack.bootstrap_servers,
-                "group.id": "the-benchmark",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "log_level": _LOG_LEVEL,
-            }
-        )
+        self._consumer = Consumer(outside(stack))
 
     def count(self) -> int:
         """Return how many results there are now."""
@@ -159,7 +162,7 @@ def lost(stack: Stack, group: str, topic: str, results: Results) -> int:
         {
             "bootstrap.servers": stack.bootstrap_servers,
             "group.id": group,
-            "log_level": _LOG_LEVEL,
+            "log_level": LOG_LEVEL,
         }
     )
     asked = [TopicPartition(topic, number) for number in range(PARTITIONS)]
