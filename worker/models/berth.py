@@ -112,6 +112,8 @@ class Berth:
         """Take note that an engine of it serves from now on."""
         self.supervisor, self.version, self.number = supervisor, version, number
         self.ending = None
+        if self.role is Role.HELD:  # somebody wants it again
+            self.role = Role.ASKED
         self.loaded_s = self.used_s = self._clock_s()
         self._changed(self)
 

@@ -151,15 +151,18 @@ class Berths:
 
     async def close(self, deadline_s: float) -> None:
         """End all engines: what they have may finish until the deadline, then they are killed."""
-        supervisors = {*self._stopping.values()}
-        supervisors |= {b.supervisor for b in self if b.supervisor is not None}
-        for task in (tasks := tuple(self._tasks)):
+        for task in self._tasks - self._stopping.keys():
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
         async with asyncio.TaskGroup() as group:
-            for supervisor in supervisors:
+            for supervisor in self.loaded.values():
                 group.create_task(supervisor.stop(deadline_s))
+            if stopping := tuple(self._stopping):
+                group.create_task(_wait(stopping, deadline_s))
+        for task, supervisor in tuple(self._stopping.items()):
+            task.cancel()
+            await supervisor.stop(0.0)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._berths.clear()
 
     async def _stop(
@@ -199,6 +202,10 @@ class Berths:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, due_s - self._clock_s())):
                 await self._moved.wait()
+
+
+async def _wait(tasks: Collection[asyncio.Task[None]], deadline_s: float) -> None:
+    await asyncio.wait(tasks, timeout=deadline_s)
 
 
 def _victim(others: Collection[Berth], now_s: float, *, patient: bool) -> Berth | None:

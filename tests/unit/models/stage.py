@@ -129,6 +129,8 @@ class Engines:
         self.broken: set[ModelRef] = set()
         """They say that no picture can be decoded."""
         self.alive: list[ModelRef] = []
+        self.serving: set[ModelRef] = set()
+        """They came so far once."""
         self.most = 0
         self._spawn = Spawner(self._run)
 
@@ -161,6 +163,7 @@ class Engines:
                     return
             channel.send(LOADED)
             if ref not in self.ending:
+                self.serving.add(ref)
                 self._serve(ref, channel, page)
         finally:
             self.alive.remove(ref)
@@ -202,7 +205,10 @@ def _broken(submit: Submit) -> Outcomes:
 
 
 def _readable(channel: Channel) -> bool:
-    return bool(select.select([channel._sock], [], [], 0.002)[0])
+    try:
+        return bool(select.select([channel._sock], [], [], 0.002)[0])
+    except ValueError:  # closed: it was killed
+        return True
 
 
 def _ref(load: Load) -> ModelRef:

@@ -13,7 +13,7 @@ async def opened(on: Stage) -> None:
     await on.serve(A1, fallback_model="b")
     await until(lambda: on.models.table.down == {A1})
     on.engines.ending.clear()
-    await until(lambda: on.models.describe()[A1].state == "serving")
+    await until(lambda: A1 in on.engines.serving and on.models.describe()[A1].pid is not None)
 
 
 async def test_records_of_a_version_that_keeps_dying_are_served_by_the_fallback_model() -> None:
@@ -117,7 +117,6 @@ async def test_while_the_engine_is_away_no_trial_is_made() -> None:
         await on.serve(A1, fallback_model="b")
         await until(lambda: on.models.table.down == {A1})
         on.engines.never_loading.add(A1)
-        on.engines.ending.clear()
         await until(lambda: on.models.describe()[A1].state == "down")
         await on.pass_s(60.0)
         assert on.models.table.down == {A1}

@@ -112,6 +112,24 @@ async def test_without_a_hold_a_version_that_left_service_ends_when_it_has_finis
         assert on.version_of(offset) == "1"
 
 
+async def test_a_version_that_is_loaded_again_is_held_no_more() -> None:
+    async with stage(A1, A2, hold_s=0.0) as on:
+        await on.serve(A1)
+        await on.serve(A2)
+        await until(lambda: on.engines.alive == [A2])
+        on.send("a", version="1")
+        await on.finished()
+        on.send("a", version="1")
+        await on.finished()
+        assert on.engines.started == [A1, A2, A1]
+        assert await on.models.load(A1, sha256=None) == LOADED
+        on.switch(A1)
+        await until(lambda: on.engines.alive == [A1])
+        on.send("a")
+        await on.finished()
+        assert on.engines.started == [A1, A2, A1]
+
+
 async def test_its_own_timer_ends_what_was_held_long_enough() -> None:
     async with stage(A1, A2, hold_s=0.01) as on:
         on.models._clock_s = asyncio.get_running_loop().time

@@ -197,3 +197,15 @@ async def test_an_engine_that_dies_while_it_loads_is_told_as_that() -> None:
         on.engines.mute.add(A1)
         with pytest.raises(EngineFault, match="died while it loaded"):
             await on.models.load(A1, sha256=None)
+
+
+async def test_a_close_lets_an_engine_that_is_ending_finish_but_not_for_ever() -> None:
+    async with stage(A1, A2, hold_s=0.0) as on:
+        await on.serve(A1)
+        await on.models.load(A2, sha256=None)
+        on.engines.holding.add(A1)
+        on.send("a", 3)
+        on.switch(A2)
+        await on.models.close(0.05)
+        assert on.engines.alive == []
+        assert on.models.loaded == frozenset()
