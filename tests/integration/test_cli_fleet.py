@@ -42,7 +42,7 @@ class Simulated:
         self._settings = settings
         self._refuses = refuses
         self._served: DesiredState | None = None
-        self._unasked = Ack(settings.fleet, name, "serving", "", None, None, None, Answer.PENDING)
+        self._said = Ack(settings.fleet, name, "serving", "", None, None, None, Answer.PENDING)
         self.alive = threading.Event()
 
     async def run(self) -> None:
@@ -63,8 +63,9 @@ class Simulated:
     async def _look(self, channel: Channel) -> None:
         data = await channel.read()
         state = parse_state(data) if data is not None else None
-        ack = self._ack(state) if state is not None else self._unasked
-        await channel.announce(self._name, encode_ack(ack), ttl_s=5)
+        if state is not None:
+            self._said = self._ack(state)
+        await channel.announce(self._name, encode_ack(self._said), ttl_s=5)
         self.alive.set()
         if state is None:
             return
