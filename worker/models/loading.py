@@ -5,7 +5,8 @@ Loads of one version are shared, and one engine loads at a time. It must not kno
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -291,17 +292,14 @@ class Loader:
 
     async def _verified(self, ref: ModelRef, ask: Ask) -> _Found:
         found = await self._find(ref, ask)
-        await asyncio.to_thread(verify_files, found.version.folder, found.version.manifest)
+        with _readable(found.version):
+            await asyncio.to_thread(verify_files, found.version.folder, found.version.manifest)
         return found
 
     def _look_up(self, ref: ModelRef, sha256: str | None, cancelled: Callable[[], bool]) -> _Found:
         version = self._repository.find(ref, sha256=sha256, cancelled=cancelled)
-        try:
+        with _readable(version):
             return _Found(version, files_bytes(version))
-        except OSError as error:
-            raise ModelError(
-                f"cannot be read: {error}", file=str(version.folder), code="model.fetch"
-            ) from error
 
     async def _check(self, version: Version, ask: Ask) -> None:
         """Hold a version to what is asked. Raises ModelError: other content, or heads it lacks."""
@@ -343,6 +341,16 @@ class Loader:
             f" again before {self._options.reset_timeout_s:g} s are over: {berth.error}",
             code=_code(berth.error),
         )
+
+
+@contextmanager
+def _readable(version: Version) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"cannot be read: {error}", file=str(version.folder), code="model.fetch"
+        ) from error
 
 
 def _lacking(before: Manifest, after: Manifest) -> list[str]:

@@ -92,6 +92,9 @@ class Waiting:
     async def _on_demand(self, berth: Berth) -> None:
         try:
             while berth.in_flight and berth.supervisor is None:
+                if not self._table.knows(berth.ref):
+                    self.abandon(berth, f"{berth.ref} is not one of the fleet's any more")
+                    return
                 ask = Ask(self._table.digest(berth.ref), berth.number, patient=True)
                 try:
                     await self._loader.load(berth, ask)

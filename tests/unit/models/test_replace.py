@@ -209,3 +209,17 @@ async def test_a_close_lets_an_engine_that_is_ending_finish_but_not_for_ever() -
         await on.models.close(0.05)
         assert on.engines.alive == []
         assert on.models.loaded == frozenset()
+
+
+async def test_a_disk_that_fails_while_files_are_verified_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    async with stage(A1, A2, max_loaded=1, stop_first=True) as on:
+        await on.serve(A1)
+        monkeypatch.setattr("worker.models.loading.verify_files", fails)
+        with pytest.raises(ModelError, match=r"models/a/2: cannot be read.*Input/output") as told:
+            await replaced(on, A2)
+        assert told.value.code == "model.fetch"
