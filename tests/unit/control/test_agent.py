@@ -128,7 +128,7 @@ async def write(redis: FakeRedis, new: DesiredState) -> None:
 
 @pytest.fixture
 def redis() -> FakeRedis:
-    return FakeRedis()
+    return FakeRedis("test")
 
 
 @pytest.fixture
