@@ -40,15 +40,19 @@ class Berth:
         breaker: Breaker,
         clock_s: Callable[[], float],
         changed: Callable[["Berth"], None],
+        release: Callable[[Version], None],
     ) -> None:
         self.ref = ref
         self.dispatcher = dispatch(self)
         self.breaker = breaker
         self._clock_s = clock_s
         self._changed = changed
+        self._release = release
         self.role = Role.ASKED
         self.version: Version | None = None
         """As it was loaded last."""
+        self.found: Version | None = None
+        """What the repository keeps for us on this disk."""
         self.supervisor: Supervisor | None = None
         self.number = 0
         """The reload under which the engine was loaded."""
@@ -63,6 +67,8 @@ class Berth:
         """When its breaker opened."""
         self.error: DarkroomError | None = None
         """The last failure."""
+        self.reopened = False
+        """The last failure opened its breaker once more."""
         self.trial = False
         """One record is with it to see whether its breaker can close."""
         self.stopped = False
@@ -107,6 +113,13 @@ class Berth:
             yield
         finally:
             self._keepers -= 1
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Let its files be evicted, unless an engine has them, or somebody is about to load it."""
+        if self.found is not None and self.supervisor is None and not self._keepers:
+            found, self.found = self.found, None
+            self._release(found)
 
     def begin(self, supervisor: Supervisor, version: Version, number: int) -> None:
         """Take note that an engine of it serves from now on."""
@@ -131,8 +144,10 @@ class Berth:
         now_s = self._clock_s()
         before = self.breaker.state(now_s)
         self.breaker.failed(now_s)
-        if before is not BreakerState.OPEN and self.breaker.state(now_s) is BreakerState.OPEN:
+        opened = before is not BreakerState.OPEN and self.state is BreakerState.OPEN
+        if opened:
             self.opened_s = now_s
+        self.reopened = opened and before is BreakerState.HALF_OPEN
         self._changed(self)
 
     def passed(self) -> None:

@@ -176,6 +176,7 @@ class Berths:
         if berth.supervisor is supervisor:
             berth.supervisor = None
             berth.ending = None
+            berth.let_go()
         self._ended(berth)
 
     def _done(self, task: asyncio.Task[None]) -> None:

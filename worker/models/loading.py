@@ -39,6 +39,9 @@ class Finder(Protocol):
         self, ref: ModelRef, *, sha256: str | None, cancelled: Callable[[], bool]
     ) -> Version: ...
 
+    def release(self, version: Version) -> None:
+        """Let go what was found, however often."""
+
 
 class Terms(NamedTuple):
     """What engines of a model are made by, asked each time."""
@@ -183,6 +186,8 @@ class Loader:
             async with self._berths.turn:
                 if await self._berths.settled(berth):
                     return
+                if ask.patient and not berth.in_flight:
+                    return  # those who waited were routed elsewhere meanwhile
                 replaced = None if ask.replaces is None else self._berths.get(ask.replaces)
                 vacant = berth.role is Role.SERVING or (
                     replaced is not None and not replaced.loaded
@@ -287,6 +292,7 @@ class Loader:
             found = await asyncio.to_thread(self._look_up, ref, ask.sha256, cancelled.is_set)
         finally:
             cancelled.set()
+        self._berths.of(ref).found = found.version
         await self._check(found.version, ask)
         return found
 
@@ -298,6 +304,8 @@ class Loader:
 
     def _look_up(self, ref: ModelRef, sha256: str | None, cancelled: Callable[[], bool]) -> _Found:
         version = self._repository.find(ref, sha256=sha256, cancelled=cancelled)
+        if cancelled():  # nobody hears of it any more
+            self._repository.release(version)
         with _readable(version):
             return _Found(version, files_bytes(version))
 
@@ -326,8 +334,10 @@ class Loader:
         berth = self._berths.get(ref)
         if berth is not None and berth.version is not None:
             return berth.version.manifest
+        berth = berth or self._berths.of(ref)
         try:
-            return (await self._find(ref, Ask())).version.manifest
+            with berth.kept():
+                return (await self._find(ref, Ask())).version.manifest
         except ModelError as error:
             _log.warning("model.heads-unknown", model=str(ref), why=str(error))
             return None

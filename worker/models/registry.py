@@ -65,6 +65,7 @@ class Registry:
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._gaps = SwitchGaps(self._measured)
+        self._release = repository.release
         self._berths = Berths(
             Room(options.max_loaded, budget.memory_bytes),
             make=self._new_berth,
@@ -190,6 +191,7 @@ class Registry:
         for berth in self._berths:
             if berth.ref.name == name:
                 self._settle(berth)
+                self._waiting.turn_away(berth)
         new = self._table.serving(name)
         if new is not None and new != old:
             self._switched(old, new)
@@ -344,6 +346,7 @@ class Registry:
     def _changed(self, berth: Berth) -> None:
         """Hear that an engine of a version has come or gone, or what its breaker makes of it."""
         self._settle(berth)
+        self._waiting.turn_away(berth)
         self._metrics.models_loaded.set(len(self._berths.loaded))
         self.look()
 
@@ -378,6 +381,7 @@ class Registry:
             breaker=breaker,
             clock_s=self._clock_s,
             changed=self._changed,
+            release=self._release,
         )
         berth.role = self._table.role(ref, Role.ASKED)
         return berth

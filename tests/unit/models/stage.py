@@ -94,6 +94,10 @@ class Shelf:
         self.heads: dict[ModelRef, tuple[str, ...]] = {}
         self.asked: list[tuple[ModelRef, str | None]] = []
         self.cancelled: list[ModelRef] = []
+        self.kept: set[ModelRef] = set()
+
+    def release(self, version: Version) -> None:
+        self.kept.discard(version.ref)
 
     def find(self, ref: ModelRef, *, sha256: str | None, cancelled: Callable[[], bool]) -> Version:
         self.asked.append((ref, sha256))
@@ -105,6 +109,7 @@ class Shelf:
                 pause.wait(0.001)
             self.cancelled.append(ref)
         folder = self.folder / ref.name / ref.version
+        self.kept.add(ref)
         return Version(ref, folder, sha256 or "beef", manifest(*self.heads.get(ref, ())))
 
 

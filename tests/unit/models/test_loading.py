@@ -180,3 +180,18 @@ async def test_a_reload_takes_over_what_a_dead_engine_left() -> None:
         await on.models.reload(A1, sha256=None, number=1)
         await on.finished()
         assert on.ends.count() == {"Predicted": 5}
+
+
+async def test_the_repository_keeps_on_disk_what_has_an_engine_or_may_get_one_and_no_more() -> None:
+    async with stage(A1, A2, A3, hold_s=0.0) as on:
+        on.shelf.heads = {A1: ("label", "mood"), A2: ("label", "mood"), A3: ("label",)}
+        await on.serve(A1)
+        assert on.shelf.kept == {A1}
+        with pytest.raises(ModelError, match="mood"):
+            await on.models.load(A3, sha256=None, replaces="1")
+        assert on.shelf.kept == {A1}, "what cannot be loaded may be evicted"
+        await on.models.load(A2, sha256=None, replaces="1")
+        assert on.shelf.kept == {A1, A2}
+        on.switch(A2)
+        await until(lambda: on.shelf.kept == {A2})
+        assert on.models.loaded == {A2}
