@@ -194,15 +194,16 @@ class Dispatcher:
         """Give the engine nothing more until the next one is attached; what it has may finish."""
         self._closing = True
 
-    def withdraw(self, *, suspects: bool = False) -> list[Job]:
+    def withdraw(
+        self, *, suspects: bool = False, which: Callable[[Job], bool] = lambda _: True
+    ) -> list[Job]:
         """Give back the jobs that wait, and with `suspects` those too; not what is in an engine."""
-        jobs = [job for _, job in self._waiting]
-        self._waiting.clear()
-        if suspects:
-            for row in self._suspects:
-                self._guilt.closed(row)
-            jobs = [*self._suspects.values(), *jobs]
-            self._suspects.clear()
+        jobs: list[Job] = []
+        for row in [row for row, job in self._suspects.items() if suspects and which(job)]:
+            self._guilt.closed(row)
+            jobs.append(self._suspects.pop(row))
+        jobs += [job for _, job in self._waiting if which(job)]
+        self._waiting = deque(each for each in self._waiting if not which(each[1]))
         self._flush()
         return jobs
 

@@ -27,14 +27,17 @@ class Table:
         models: Mapping[str, Mapping[str, str | None]],
         wanted: Collection[ModelRef],
     ) -> None:
-        """Take over which models and versions there are; routes stay as they are."""
+        """Take over which models and versions there are; routes stay as they are.
+
+        A version that they name is one of the model's until they change: it serves meanwhile.
+        """
         self._digests = models
         self._wanted = frozenset(wanted)
         known = self.now.models
-        named = {
-            name: known.get(name, _UNROUTED)._replace(versions=frozenset(versions))
-            for name, versions in models.items()
-        }
+        named = {}
+        for name, versions in models.items():
+            routes = known.get(name, _UNROUTED)
+            named[name] = routes._replace(versions=frozenset({*versions, *_named(routes)}))
         self.now = self.now._replace(default=default, models=MappingProxyType({**known, **named}))
 
     def route(self, name: str, routes: Routes) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from worker.errors import DarkroomError
 from worker.inference.dispatcher import Job, OnWithdrawn
-from worker.models.berth import Berth
+from worker.models.berth import Berth, Role
 from worker.models.berths import Berths
 from worker.models.breaker import BreakerState
 from worker.models.loading import Ask, Loader
@@ -68,6 +68,18 @@ class Waiting:
             if not berth.trial:
                 self.give_back(berth.dispatcher.withdraw())
 
+    def turn_away(self, berth: Berth) -> None:
+        """Have those routed anew whom a version keeps waiting for an engine without need.
+
+        It left service, or has a fallback and failed again after its breaker's time was over. Who
+        asked for it stays: there is no other for them, and their guilt is not forgotten.
+        """
+        elsewhere = berth.role is Role.HELD or (
+            berth.reopened and self._table.fallback(berth.ref) is not None
+        )
+        if elsewhere and (berth.supervisor is None or not berth.supervisor.up):
+            self.give_back(berth.dispatcher.withdraw(suspects=True, which=_did_not_ask))
+
     def give_back(self, jobs: Sequence[Job]) -> None:
         """Have jobs routed anew, soon: whoever submits is not called back."""
         if jobs and not self._returning:
@@ -116,3 +128,7 @@ class Waiting:
             self.give_back(berth.dispatcher.withdraw(suspects=True))
         elif known or self._table.fallback(berth.ref) is None:
             self.abandon(berth, str(error))
+
+
+def _did_not_ask(job: Job) -> bool:
+    return job.ticket.route != "asked"

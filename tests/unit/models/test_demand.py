@@ -205,9 +205,9 @@ async def test_records_that_wait_for_a_version_that_the_state_takes_away_are_ski
     async with stage(A1, A2, B1, max_failures=1000) as on:
         await on.serve(B1)
         on.engines.refusing.add(A1)
-        on.switch(A1, fallback_model="b")
-        offsets = on.send("a", 3)
-        await until(lambda: len(on.engines.told) > 3)
+        await on.serve(A2, fallback_model="b")
+        offsets = on.send("a", 3, version="1")
+        await until(lambda: len(on.engines.told) > 4)
         on.names(A2, B1)
         await on.finished()
         assert {on.version_of(offset) for offset in offsets} == {"model.version-unavailable"}

@@ -86,14 +86,25 @@ async def test_a_trial_that_fails_opens_it_again() -> None:
         on.engines.dying.add(A1)
         await on.pass_s(60.0)
         on.send("a", 20)
-        await until(lambda: len(on.ends.of) == 19)
+        await on.finished()
         await until(lambda: on.models.describe()[A1].restarts >= 4)
         assert on.models.table.down == {A1}
         await on.pass_s(59.0)
         assert on.models.table.down == {A1}
-        on.engines.dying.clear()
+        assert {end.ticket.model for end in on.ends.of.values()} == {B1}, "the trial's record too"
+
+
+async def test_suspects_of_a_version_that_does_not_come_back_go_to_the_fallback() -> None:
+    async with stage(A1, B1) as on:
+        await on.serve(B1)
+        await on.serve(A1, fallback_model="b")
+        on.engines.dying.add(A1)
+        on.engines.refusing.add(A1)
+        on.send("a", 40)
+        await until(lambda: on.models.table.down == {A1})
+        await on.pass_s(60.0)
         await on.finished()
-        assert on.ends.count() == {"Predicted": 20}
+        assert {end.ticket.model for end in on.ends.of.values()} == {B1}
 
 
 async def test_a_trial_with_a_broken_picture_tells_nothing_and_another_is_made() -> None:

@@ -1,6 +1,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.unit.models.stage import A1, A2, A3, B1, C1, D1, LIMITS, ready, stage, until
 from worker.control.messages import LiveLimits
 from worker.inference.dispatcher import Job
@@ -110,6 +112,42 @@ async def test_without_a_hold_a_version_that_left_service_ends_when_it_has_finis
         await until(lambda: on.models.loaded == {A2})
         await on.finished()
         assert on.version_of(offset) == "1"
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_what_waits_at_a_version_that_keeps_dying_is_served_by_its_successor(
+    *, comes_back: bool
+) -> None:
+    async with stage(A1, A2) as on:
+        await on.serve(A1, A2)
+        on.engines.dying.add(A2)
+        offsets = on.send("a", 40)
+        await until(lambda: on.models.describe()[A2].restarts >= 2)
+        if not comes_back:
+            on.engines.refusing.add(A2)
+            await until(lambda: on.models.describe()[A2].state == "down")
+        insists = on.send("a", 2, version="2")
+        on.switch(A1)
+        await until(lambda: len(on.ends.of) == len(offsets))
+        assert {on.version_of(offset) for offset in offsets} == {"1"}
+        on.engines.refusing.clear()
+        on.engines.dying.clear()
+        await on.finished()
+        assert {on.version_of(offset) for offset in insists} == {"2"}
+
+
+async def test_a_version_that_the_state_has_forgotten_serves_until_the_switch() -> None:
+    async with stage(A1, A2) as on:
+        await on.serve(A1)
+        on.names(A2, wanted=(A2,))
+        on.send("a", 5)
+        await on.finished()
+        await on.models.load(A2, sha256=None)
+        on.models.switch("a", on.routes("2", versions=frozenset({"2"})))
+        on.send("a", 5)
+        await on.finished()
+        assert on.ends.count() == {"Predicted": 10}
+        assert [on.version_of(offset) for offset in range(10)] == ["1"] * 5 + ["2"] * 5
 
 
 async def test_a_version_that_is_loaded_again_is_held_no_more() -> None:

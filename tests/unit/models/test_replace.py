@@ -223,3 +223,19 @@ async def test_a_disk_that_fails_while_files_are_verified_is_told(
         with pytest.raises(ModelError, match=r"models/a/2: cannot be read.*Input/output") as told:
             await replaced(on, A2)
         assert told.value.code == "model.fetch"
+
+
+async def test_what_waits_for_a_version_that_was_idle_is_served_by_its_replacement() -> None:
+    async with stage(A1, A2, max_loaded=1, stop_first=True) as on:
+        await on.serve(A1)
+        await on.models.unload(A1)
+        on.engines.slow.add(A2)
+        replacing = asyncio.create_task(on.models.replace("a", on.routes("2"), sha256=None))
+        await until(lambda: A2 in on.engines.alive)
+        offsets = on.send("a", 3)
+        on.engines.slow.clear()
+        await replacing
+        await on.finished()
+        await on.pass_s(20.0)
+        assert {on.version_of(offset) for offset in offsets} == {"2"}
+        assert on.engines.started == [A1, A2], "nobody waits for the old one any more"
