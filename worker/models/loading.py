@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -151,7 +152,8 @@ class Loader:
 
     async def verify(self, berth: Berth, ask: Ask) -> None:
         """Check a version as far as that goes without an engine. Raises ModelError."""
-        await self._verified(berth.ref, ask)
+        with berth.kept():
+            await self._verified(berth.ref, ask)
 
     async def close(self) -> None:
         """Cancel what is loading."""
@@ -287,14 +289,22 @@ class Loader:
 
     async def _find(self, ref: ModelRef, ask: Ask) -> _Found:
         cancelled = threading.Event()
+        # Reading a repository blocks for as long as its disk or network does.
+        look_up = asyncio.to_thread(self._look_up, ref, ask.sha256, cancelled.is_set)
+        looking = asyncio.create_task(look_up, name=f"find {ref}")
+        looking.add_done_callback(partial(self._looked_up, self._berths.of(ref)))
         try:
-            # Reading a repository blocks for as long as its disk or network does.
-            found = await asyncio.to_thread(self._look_up, ref, ask.sha256, cancelled.is_set)
+            found = await asyncio.shield(looking)
         finally:
             cancelled.set()
-        self._berths.of(ref).found = found.version
         await self._check(found.version, ask)
         return found
+
+    def _looked_up(self, berth: Berth, looking: asyncio.Task[_Found]) -> None:
+        """Note what the repository keeps for a version, also when nobody waits for it any more."""
+        if not looking.cancelled() and looking.exception() is None:
+            berth.found = looking.result().version
+            berth.let_go()
 
     async def _verified(self, ref: ModelRef, ask: Ask) -> _Found:
         found = await self._find(ref, ask)
@@ -304,8 +314,6 @@ class Loader:
 
     def _look_up(self, ref: ModelRef, sha256: str | None, cancelled: Callable[[], bool]) -> _Found:
         version = self._repository.find(ref, sha256=sha256, cancelled=cancelled)
-        if cancelled():  # nobody hears of it any more
-            self._repository.release(version)
         with _readable(version):
             return _Found(version, files_bytes(version))
 

@@ -195,3 +195,24 @@ async def test_the_repository_keeps_on_disk_what_has_an_engine_or_may_get_one_an
         on.switch(A2)
         await until(lambda: on.shelf.kept == {A2})
         assert on.models.loaded == {A2}
+
+
+async def test_a_reload_that_is_cancelled_lets_nothing_go_of_what_serves() -> None:
+    async with stage(A1) as on:
+        await on.serve(A1)
+        on.shelf.slow.add(A1)
+        reloading = asyncio.create_task(on.models.reload(A1, sha256=None, number=1))
+        await until(lambda: len(on.shelf.asked) == 2)
+        await cancelled(reloading)
+        await until(lambda: on.shelf.cancelled == [A1])
+        await until(lambda: "find a/1" not in {task.get_name() for task in asyncio.all_tasks()})
+        assert on.shelf.kept == {A1}
+
+
+async def test_a_load_that_is_cancelled_keeps_no_files() -> None:
+    async with stage(A1) as on:
+        on.shelf.slow.add(A1)
+        loading = asyncio.create_task(on.models.load(A1, sha256=None))
+        await until(lambda: len(on.shelf.asked) == 1)
+        await cancelled(loading)
+        await until(lambda: on.shelf.cancelled == [A1] and not on.shelf.kept)
