@@ -21,6 +21,7 @@ from worker.control.documents import parse_ack
 from worker.control.judge import Known, Missing, New, Refused, Same, judge
 from worker.control.memory import Memory
 from worker.control.messages import Action, DesiredState, Phase, digest, encode_state
+from worker.control.presence import Presence
 from worker.control.reconciler import Reconciler, Report
 from worker.control.rollout import step
 from worker.control.wanted import wanted
@@ -120,6 +121,9 @@ class Agent:
         self._crash: BaseException | None = None
         self._retry_at_s = 0.0
         self._said: tuple[Answer, str | None] | None = None
+        self._presence = Presence(holds_s=TTL_S, beat_s=BEAT_S)
+        self._complaints: set[str] = set()
+        """Of Redis, that were logged."""
         self.started = asyncio.Event()
         """Set when the first state was carried out, or what could be of it."""
 
@@ -169,33 +173,34 @@ class Agent:
                 return state
             left_s = until_s - time.monotonic()
             if left_s <= 0:
-                self._note = "no desired state was found: serving the versions of its settings"
+                self._note = "no desired state could be had: serving the versions of its settings"
                 _log.warning("control.none", why=self._note, waited_s=self._start_wait_s)
                 return self._settings_state
             await _event(self._woken, min(_FIRST_LOOK_S, left_s))
 
     async def _first_look(self, remembered: DesiredState | None) -> DesiredState | None:
         try:
-            data = await self._channel.read()
-            acks = _readable((await self._channel.members()).acks, self._fleet)
+            verdict = judge(await self._channel.read(), self._fleet, self._known)
+            lost = isinstance(verdict, Missing) and await self._others_know()
         except ControlUnavailable as error:
             self._unreachable(error)
             return remembered
         self._host.unreachable(None)
-        match judge(data, self._fleet, self._known):
+        self._refuse(verdict if isinstance(verdict, Refused) else None)
+        match verdict:
             case New(state):
                 return state
-            case Refused() as refused:
-                self._refused = refused
-            case Missing() if remembered is None and all(
-                ack.observed is None for ack in acks.values()
-            ):
+            case Missing() if remembered is None and not lost:
                 self._note = "there is no desired state yet: serving the versions of its settings"
                 _log.info("control.none", why=self._note)
                 return self._settings_state
-            case Same() | Missing():
+            case Same() | Missing() | Refused():
                 pass
         return remembered
+
+    async def _others_know(self) -> bool:
+        acks = _readable((await self._channel.members()).acks, self._fleet)
+        return any(ack.observed is not None for ack in acks.values())
 
     async def _look(self) -> None:
         try:
@@ -211,21 +216,16 @@ class Agent:
 
     async def _heed(self, data: bytes | None) -> None:
         verdict = judge(data, self._fleet, self._known)
-        before, self._refused = self._refused, None
+        self._refuse(verdict if isinstance(verdict, Refused) else None)
         match verdict:
             case New(state):
                 self._take(state)
-            case Refused(code, reason):
-                self._refused = verdict
-                if verdict != before:
-                    _log.error("control.refused", code=code.value, why=reason)
             case Missing() if self._known is not None:
                 _log.warning("control.missing", serving_on=self._known.generation)
-            case Same() | Missing():
+            case Same() | Missing() | Refused():
                 pass
-        if self._refused != before:
-            self._changed.set()
         if verdict.restore is not None and self._known is not None:
+            self._presence.doubt(time.monotonic())  # the members may be lost too
             # Several workers come to it; who is second loses the compare-and-set, harmlessly.
             await asyncio.sleep(random.uniform(0, _RESTORE_WITHIN_S))
             restored = await self._channel.write(
@@ -233,6 +233,15 @@ class Agent:
             )
             if restored:
                 _log.warning("control.restored", generation=self._known.generation)
+
+    def _refuse(self, refused: Refused | None) -> None:
+        """Answer that what was read is refused, or (None) that it is not."""
+        if refused == self._refused:
+            return
+        self._refused = refused
+        self._changed.set()
+        if refused is not None:
+            _log.error("control.refused", code=refused.code.value, why=refused.reason)
 
     async def _step(self) -> None:
         """Move the rollout on, if it is this worker that sees first that it can."""
@@ -245,9 +254,13 @@ class Agent:
         ):
             return
         now_ms, acks = await self._channel.members()
-        following = step(state, _readable(acks, self._fleet), now_ms)
-        if following is None:
+        members = _readable(acks, self._fleet)
+        whole = self._presence.whole(members, time.monotonic())
+        following = step(state, members, now_ms)
+        if following is None or following.rollout is None:
             return
+        if not whole and following.rollout.phase is not Phase.ABORTED:
+            return  # somebody may be alive who is not among them
         following = following._replace(written_by=self._me.worker, written_at_ms=now_ms)
         written = await self._channel.write(
             encode_state(following),
@@ -354,7 +367,12 @@ class Agent:
         return (Answer.PENDING if absent else Answer.NACK), worst.code, reason
 
     def _unreachable(self, error: ControlUnavailable) -> None:
-        self._host.unreachable(str(error))
+        why = str(error)
+        self._presence.doubt(time.monotonic())  # answers expire while nobody can renew them
+        self._host.unreachable(why)
+        if why not in self._complaints:  # outages are told by the subscription, each time
+            self._complaints.add(why)
+            _log.warning("control.unreachable", why=why)
 
 
 def _known(state: DesiredState) -> Known:

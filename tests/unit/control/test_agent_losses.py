@@ -1,0 +1,101 @@
+"""Agents that Redis refuses, or that it has lost what it knew of."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.channels import FakeChannel, FakeRedis
+from tests.fakes import eventually
+from tests.unit.control.agents import D2, SOON_S, Rig, running, state, write
+from worker.control import edits
+from worker.control.answers import Answer
+from worker.control.channel import Members
+from worker.control.messages import (
+    encode_state,
+)
+from worker.errors import ControlUnavailable
+
+
+@pytest.fixture
+def redis() -> FakeRedis:
+    return FakeRedis("test")
+
+
+@pytest.fixture
+def rig(redis: FakeRedis, tmp_path: Path) -> Rig:
+    return Rig(redis, tmp_path)
+
+
+async def test_nobody_switches_while_redis_has_lost_one_that_is_not_prepared(
+    redis: FakeRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rigs = [Rig(redis, tmp_path, f"w-{number}") for number in range(2)]
+    gate = rigs[1].shelf.gates[D2] = asyncio.Event()
+    redis.document = encode_state(state(1))
+    members, looks = FakeChannel.members, 0
+
+    async def without_one(channel: FakeChannel) -> Members:
+        nonlocal looks
+        looks += 1
+        redis.answers.pop("w-1", None)
+        return await members(channel)
+
+    async with running(*rigs):
+        for rig in rigs:
+            await rig.acks(1)
+        terms = edits.Terms("r", redis.now_ms, max_preparing=2)
+        await write(redis, edits.activate(state(1), "digits", "2", sha256=None, terms=terms))
+        await rigs[0].says(lambda ack: ack.prepared == "r")
+        await eventually(lambda: D2 in rigs[1].shelf.loads, SOON_S)
+        monkeypatch.setattr(FakeChannel, "members", without_one)
+        await eventually(lambda: looks >= 6, SOON_S)
+        assert redis.state.models["digits"].active == "1"
+        gate.set()
+
+
+@pytest.mark.parametrize("stored", [b"{", encode_state(state(6, fleet="other"))])
+async def test_a_state_that_is_refused_at_the_start_is_answered_and_told_at_once(
+    redis: FakeRedis, rig: Rig, stored: bytes
+) -> None:
+    redis.document = stored
+    with capture_logs() as lines:
+        async with running(rig):
+            said = await rig.says(lambda ack: ack.answer is Answer.NACK)
+            assert not rig.agent.started.is_set()
+    assert [line["code"] for line in lines if line["event"] == "control.refused"] == [said.code]
+
+
+async def test_a_state_is_followed_at_the_start_where_only_reading_it_is_permitted(
+    redis: FakeRedis, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(_: FakeChannel) -> Members:
+        raise ControlUnavailable("reading the members: Redis refuses: NOPERM")
+
+    monkeypatch.setattr(FakeChannel, "members", refused)
+    redis.document = encode_state(state(2, "2"))
+    async with running(rig):
+        await rig.acks(2)
+
+
+async def test_what_redis_refuses_is_told_once(
+    redis: FakeRedis, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def refused(*_: Any, **__: Any) -> None:
+        nonlocal tries
+        tries += 1
+        raise ControlUnavailable("announcing this worker: Redis refuses: NOPERM")
+
+    monkeypatch.setattr(FakeChannel, "announce", refused)
+    redis.document = encode_state(state(1))
+    with capture_logs() as lines:
+        async with running(rig):
+            for generation in (2, 3):
+                await write(redis, state(generation))
+                await eventually(lambda: tries >= generation, SOON_S)  # noqa: B023 - used at once
+    told = [line["why"] for line in lines if line["event"] == "control.unreachable"]
+    assert told == ["announcing this worker: Redis refuses: NOPERM"]
