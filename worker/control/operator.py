@@ -132,6 +132,8 @@ class Operator:
 
     def _changed(self, look: Look, edit: Edit, *, supersede: bool) -> Changed:
         base = _caught_up(look.state or self._first(), look)
+        if look.state is None and not supersede:
+            _stop_for_others(base, look)
         after = edit(base, look.now_ms)
         if supersede:
             others = {look.epoch, *(ack.epoch for ack in look.members.values())}
@@ -169,6 +171,20 @@ def _stop_for_newer(look: Look) -> None:
                 f"generation {stored.generation} is stored, but {follows}: workers put theirs"
                 " back soon; --supersede builds on what is stored"
             )
+
+
+def _stop_for_others(first: DesiredState, look: Look) -> None:
+    """Refuse to begin with settings by which workers would stop serving what theirs say."""
+    begins = {name: model.active for name, model in first.models.items()}
+    for worker, ack in look.members.items():
+        for name, use in ack.models.items():
+            if use.active not in {None, begins.get(name)}:
+                raise CommandError(
+                    f"there is no desired state yet, and your settings would begin one with"
+                    f" {name} {begins.get(name, 'absent')}, but worker {worker} serves {name}"
+                    f" {use.active}: use the settings of the workers (--config, models.active), or"
+                    " --supersede"
+                )
 
 
 def _caught_up(state: DesiredState, look: Look) -> DesiredState:

@@ -8,7 +8,7 @@ from tests.channels import FakeRedis
 from tests.unit.control.operators import activate, operator_of, pause, serving
 from tests.unit.control.states import ack, state
 from worker.control import edits
-from worker.control.answers import Ack
+from worker.control.answers import Ack, ModelUse
 from worker.control.messages import DesiredState, Selector, encode_state
 from worker.control.operator import Operator
 from worker.control.progress import Changed
@@ -43,6 +43,22 @@ async def test_the_first_change_is_written_also_when_it_says_what_the_settings_s
 ) -> None:
     assert (await operator.change(activate("1"), "activate digits 1")).written
 
+    assert redis.state.generation == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "begins"), [("cats", "7", "cats absent"), ("digits", "2", "digits 1")]
+)
+async def test_the_first_change_takes_no_model_from_workers_whose_settings_are_other_ones(
+    redis: FakeRedis, operator: Operator, name: str, version: str, begins: str
+) -> None:
+    redis.say(ack(epoch="", observed=None, generation=None, models={name: ModelUse(version)}))
+
+    with pytest.raises(CommandError, match=f"begin one with {begins}, but worker w-1 serves"):
+        await operator.change(pause, "pause")
+    assert redis.document is None
+
+    await operator.change(pause, "pause", supersede=True)
     assert redis.state.generation == 1
 
 
