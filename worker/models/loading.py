@@ -6,6 +6,7 @@ Loads of one version are shared, and one engine loads at a time. It must not kno
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -29,6 +30,9 @@ from worker.models.room import files_bytes
 from worker.protocol.messages import Load
 from worker.telemetry.metrics import Metrics
 from worker.types import Limits, ModelRef
+
+_READERS = 4
+"""Reads of the repository at a time: they block for as long as its disk or network does."""
 
 _log = structlog.get_logger()
 
@@ -99,6 +103,8 @@ class Loader:
         self._terms = terms
         self._metrics = metrics
         self._under_way: dict[tuple[ModelRef, bool], _UnderWay] = {}
+        # Not the loop's own: a disk that hangs would keep dead engines from being buried there.
+        self._readers = ThreadPoolExecutor(_READERS, "repository")
 
     async def load(self, berth: Berth, ask: Ask) -> None:
         """See to it that a version has an engine; when all who ask are cancelled nothing is left.
@@ -162,6 +168,7 @@ class Loader:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _join(self, berth: Berth, ask: Ask) -> _UnderWay:
         key = berth.ref, ask.patient
@@ -289,9 +296,9 @@ class Loader:
 
     async def _find(self, ref: ModelRef, ask: Ask) -> _Found:
         cancelled = threading.Event()
-        # Reading a repository blocks for as long as its disk or network does.
-        look_up = asyncio.to_thread(self._look_up, ref, ask.sha256, cancelled.is_set)
-        looking = asyncio.create_task(look_up, name=f"find {ref}")
+        looking = asyncio.get_running_loop().run_in_executor(
+            self._readers, self._look_up, ref, ask.sha256, cancelled.is_set
+        )
         looking.add_done_callback(partial(self._looked_up, self._berths.of(ref)))
         try:
             found = await asyncio.shield(looking)
@@ -300,7 +307,7 @@ class Loader:
         await self._check(found.version, ask)
         return found
 
-    def _looked_up(self, berth: Berth, looking: asyncio.Task[_Found]) -> None:
+    def _looked_up(self, berth: Berth, looking: asyncio.Future[_Found]) -> None:
         """Note what the repository keeps for a version, also when nobody waits for it any more."""
         if not looking.cancelled() and looking.exception() is None:
             berth.found = looking.result().version

@@ -95,12 +95,19 @@ class Shelf:
         self.asked: list[tuple[ModelRef, str | None]] = []
         self.cancelled: list[ModelRef] = []
         self.kept: set[ModelRef] = set()
+        self.answering = threading.Event()
+        """It answers while this is set."""
+        self.answering.set()
+
+    def asked_since(self, before: int) -> bool:
+        return len(self.asked) > before
 
     def release(self, version: Version) -> None:
         self.kept.discard(version.ref)
 
     def find(self, ref: ModelRef, *, sha256: str | None, cancelled: Callable[[], bool]) -> Version:
         self.asked.append((ref, sha256))
+        self.answering.wait(10.0)
         if ref in self.absent:
             raise ModelError(f"no version {ref}", file="repository", code="model.absent")
         if ref in self.slow:

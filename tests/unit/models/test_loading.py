@@ -1,4 +1,6 @@
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psutil
 import pytest
@@ -198,15 +200,16 @@ async def test_the_repository_keeps_on_disk_what_has_an_engine_or_may_get_one_an
 
 
 async def test_a_reload_that_is_cancelled_lets_nothing_go_of_what_serves() -> None:
-    async with stage(A1) as on:
+    async with stage(A1, A2) as on:
         await on.serve(A1)
         on.shelf.slow.add(A1)
         reloading = asyncio.create_task(on.models.reload(A1, sha256=None, number=1))
         await until(lambda: len(on.shelf.asked) == 2)
         await cancelled(reloading)
         await until(lambda: on.shelf.cancelled == [A1])
-        await until(lambda: "find a/1" not in {task.get_name() for task in asyncio.all_tasks()})
-        assert on.shelf.kept == {A1}
+        on.shelf.slow.clear()
+        await on.models.load(A2, sha256=None)
+        assert on.shelf.kept == {A1, A2}
 
 
 async def test_a_load_that_is_cancelled_keeps_no_files() -> None:
@@ -216,3 +219,21 @@ async def test_a_load_that_is_cancelled_keeps_no_files() -> None:
         await until(lambda: len(on.shelf.asked) == 1)
         await cancelled(loading)
         await until(lambda: on.shelf.cancelled == [A1] and not on.shelf.kept)
+
+
+async def test_a_repository_that_hangs_keeps_no_dead_engine_from_being_replaced() -> None:
+    async with stage(A1, A2) as on:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        await on.serve(A1)
+        on.shelf.answering.clear()
+        for _ in range(4):
+            before = len(on.shelf.asked)
+            loading = asyncio.create_task(on.models.load(A2, sha256=None))
+            await until(partial(on.shelf.asked_since, before))
+            await cancelled(loading)
+        on.engines.dying.add(A1)
+        on.send("a", 3)
+        await until(lambda: on.models.describe()[A1].restarts > 0)
+        on.engines.dying.clear()
+        await on.finished()
+        on.shelf.answering.set()
