@@ -295,7 +295,10 @@ def test_switches_outside_the_settings_are_read_from_the_environment(
 @pytest.mark.parametrize(
     ("control", "said"),
     [
-        ({"URL": "redis://u:p@example:1"}, "control.url (DARKROOM_CONTROL__URL): expected redis://"),
+        (
+            {"URL": "redis://u:p@example:1"},
+            "control.url (DARKROOM_CONTROL__URL): expected redis://",
+        ),
         ({"URL": "http://host:1"}, "expected redis://HOST:PORT/DB"),
         ({"LABELS": '{"zone": "a"}'}, "control.labels (DARKROOM_CONTROL__LABELS), control.url"),
         ({"URL": "redis://host:1", "SSL_CAFILE": "/dev/null"}, "only rediss:// uses it"),
