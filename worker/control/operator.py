@@ -191,9 +191,10 @@ def _caught_up(state: DesiredState, look: Look) -> DesiredState:
     """Return the content to edit, so that its next generation is above all that was taken.
 
     Redis may have lost the newest state; a worker that took it refuses another one of its number.
+    Of other epochs too: a backup of those may come yet, over which only a higher one is put back.
     """
     acks = look.members.values()
-    taken = [ack.observed or 0 for ack in acks if ack.epoch == state.epoch]
+    taken = [ack.observed or 0 for ack in acks]
     return state._replace(generation=max(state.generation or 0, look.generation or 0, *taken))
 
 

@@ -230,3 +230,14 @@ async def test_a_redis_that_does_not_answer_is_told(redis: FakeRedis, operator: 
 
     with pytest.raises(ControlUnavailable):
         await operator.change(pause, "pause")
+
+
+async def test_a_state_of_another_epoch_begins_above_all_that_was_taken_of_the_one_before(
+    redis: FakeRedis, operator: Operator
+) -> None:
+    redis.say(ack(epoch="lost", observed=100))
+
+    await operator.change(pause, "pause", supersede=True)
+
+    assert redis.state.supersedes == ("lost",)
+    assert redis.state.generation == 101
