@@ -44,7 +44,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @asynccontextmanager
 async def channel_to(settings: ControlSettings) -> AsyncIterator[Channel]:
-    channel = Channel(settings, ping_s=0.05)
+    channel = Channel(settings, ping_s=0.1)
     try:
         yield channel
     finally:
@@ -64,7 +64,7 @@ async def hear_once(channel: Channel) -> None:
     woken = asyncio.Event()
     watch = asyncio.create_task(channel.watch(woken.set))
     try:
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(1.5):
             await woken.wait()
             woken.clear()
             await asyncio.sleep(0.5)
@@ -141,6 +141,18 @@ def test_a_worker_may_do_nothing_else(server: RedisServer, words: tuple[str, ...
     with pytest.raises(Exception, match=r"(?i)permissions|can't (run|access)") as refusal:
         server.do(*words, username="somebody", password=PASSWORD)
     assert isinstance(refusal.value, NoPermissionError) or words[0] == "EVAL"
+
+
+async def test_another_database_takes_one_right_more(server: RedisServer) -> None:
+    url = f"redis://{HOST}:{server.port}/1"
+    for commands, suffices in ((OPERATOR, False), (f"{OPERATOR} +select", True)):
+        settings = user(server, "somebody", commands).model_copy(update={"url": url})
+        async with channel_to(settings) as channel:
+            if suffices:
+                await do_as_operator(channel)
+            else:
+                with pytest.raises(ControlUnavailable, match=r"NOPERM.*select"):
+                    await channel.read()
 
 
 async def test_what_a_user_lacks_is_told(server: RedisServer) -> None:
@@ -220,7 +232,7 @@ async def test_a_black_hole_behind_tls_is_told_in_time_and_closed(
             with pytest.raises(ControlUnavailable, match="gives no answer in 2 s"):
                 await channel.read()
             await channel.aclose()
-            assert time.monotonic() - began_s < 3.0
+            assert time.monotonic() - began_s < 4.0
 
 
 @pytest.mark.parametrize(

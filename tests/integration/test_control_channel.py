@@ -30,7 +30,7 @@ DESIRED = "darkroom:{default}:desired"
 AUDIT = "darkroom:{default}:audit"
 MEMBERS = "darkroom:{default}:members"
 NUDGE = "darkroom:{default}:nudge"
-ALLOWED_S = 2.5
+ALLOWED_S = 3.0
 """For a refusal, above the channel's own deadline of 2 s."""
 
 

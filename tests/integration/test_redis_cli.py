@@ -38,9 +38,7 @@ sed -i 's/"active":"1"/"active":"2","previous":"1"/' state.json"""
 WRITE = """\
 redis-cli --eval write.lua 'darkroom:{default}:desired' 'darkroom:{default}:audit' , \\
     "$(cat state.json)" 7 'activate digits 2' "$USER\""""
-WRITE_FIRST = """\
-redis-cli --eval write.lua 'darkroom:{default}:desired' 'darkroom:{default}:audit' , \\
-    "$(cat state.json)" '' 'first state' "$USER\""""
+WRITE_FIRST = WRITE.replace(" 7 ", " '' ")
 WRITE_FROM_AFAR = """\
 redis-cli EVAL "$(cat write.lua)" 2 'darkroom:{default}:desired' 'darkroom:{default}:audit' \\
     "$(cat state.json)" 7 'activate digits 2' "$USER\""""

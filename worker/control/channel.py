@@ -181,9 +181,11 @@ class Channel:
                 await subscription.subscribe(f"{self._keys}nudge")
             heard_s = now_s()
             while now_s() - heard_s < 2 * self._ping_s:
-                frame = await subscription.get_message(timeout=self._ping_s)
+                async with asyncio.timeout(self._ping_s + self._deadline_s):
+                    frame = await subscription.get_message(timeout=self._ping_s)
+                    if frame is None:
+                        await subscription.ping()
                 if frame is None:
-                    await subscription.ping()
                     continue
                 heard_s = now_s()
                 if frame["type"] != "pong":
@@ -225,7 +227,9 @@ def client_options(settings: ControlSettings, *, deadline_s: float) -> dict[str,
         "protocol": 2,  # with 3, a user must be allowed HELLO; nothing here needs it
         "driver_info": None,  # else CLIENT SETINFO, which a user must be allowed too
         "decode_responses": False,
-        "socket_timeout": deadline_s,
+        # Deadlines are ours: with one of its own, redis-py sends through asyncio.wait_for, which
+        # in Python 3.11 swallows a cancellation that comes while it ends: the task then never does.
+        "socket_timeout": None,
         "socket_connect_timeout": deadline_s,
         "socket_keepalive": True,
         "retry": Retry(NoBackoff(), 0),
