@@ -17,6 +17,7 @@ NOT_DRAINED = 7
 
 _ONE_SIGNAL_S = 0.5
 _EXIT_SLACK_S = 15.0
+_THREADS_S = 2.0
 _GC_ALLOCATIONS = 20_000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BUFFER_BYTES = 32 << 20
@@ -69,3 +70,13 @@ def signals(stop: asyncio.Event, *, deadline_s: float) -> Iterator[None]:
             timer.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def end_soon(code: int, *, within_s: float = _THREADS_S) -> None:
+    """Say that this process is done: it ends by itself, or by force when it has not in time.
+
+    Python waits for its threads for ever, and one may read a disk or a network that hangs.
+    """
+    timer = threading.Timer(within_s, os._exit, (code,))
+    timer.daemon = True
+    timer.start()

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": {*GROUND, *WORKER_SIDE, "protocol", *TOP, "process"},
     "local": {*GROUND},
     "demo": {*GROUND, "kafka", "local", "control"},
-    "cli": {*GROUND, *WORKER_SIDE, "protocol", "app", "local", "demo"},
+    "cli": {*GROUND, *WORKER_SIDE, "protocol", "app", "process", "local", "demo"},
     "__main__": {"errors", "cli"},
 }
 """Who may import whom, beside itself. `engine` and `vision` live in engine processes alone."""

@@ -4,6 +4,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,3 +182,16 @@ async def test_a_drain_that_hangs_is_ended_by_a_timer_and_not_after_the_worker_h
     with signals(asyncio.Event(), deadline_s=0.05):
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(lambda: codes == [NOT_DRAINED])
+
+
+def test_a_thread_that_reads_what_hangs_does_not_keep_a_process_that_is_done() -> None:
+    program = """if True:
+        import asyncio, threading
+        from worker.process import end_soon
+        async def main():
+            asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+        with asyncio.Runner() as runner:
+            runner.run(main())
+            end_soon(7, within_s=0.05)
+        """
+    assert subprocess.run([sys.executable, "-c", program], timeout=30, check=False).returncode == 7

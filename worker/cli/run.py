@@ -38,6 +38,7 @@ def run(
     """Serve: images from the input topics in, predictions out, until SIGTERM or SIGINT."""
     from worker.app import Worker
     from worker.config import failpoint, load_settings
+    from worker.process import end_soon
     from worker.telemetry.logs import configure
 
     settings = load_settings(config).settings
@@ -48,7 +49,9 @@ def run(
         return await worker.run(until_idle_s=until_idle_s)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        raise typer.Exit(runner.run(main()))
+        code = runner.run(main())
+        end_soon(code)
+    raise typer.Exit(code)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
