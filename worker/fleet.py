@@ -28,6 +28,7 @@ class Host:
     def serving(self, pipeline: Pipeline, membership: Membership, bound: Bound) -> None:
         """Take note of what now serves records."""
         self._pipeline, self._membership, self._bound = pipeline, membership, bound
+        membership.on_left = lambda: self.hold(self._action)
         self.hold(self._action)
         self.applied()
 
@@ -39,10 +40,10 @@ class Host:
             self._state.unready("hold", _HELD[action])
         if self._membership is not None and self._pipeline is not None:
             self._membership.hold(action)
-            if action is None:
-                self._pipeline.resume()
-            else:
+            if action is not None:
                 self._pipeline.pause()
+            elif not self._membership.leaving:  # else when it has left, before it joins again
+                self._pipeline.resume()
 
     def applied(self) -> None:
         """Let as much be in flight as keeps the lanes of the engines there are now busy."""

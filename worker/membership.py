@@ -5,7 +5,7 @@ It looks and decides once in a while; it never touches a record.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -47,6 +47,9 @@ class Membership:
         self._metrics = metrics
         self._drain_deadline_s = drain_deadline_s
         self._hold: Action | None = None
+        self.leaving = False
+        """While a drain is under way: what came in now would be given up, and served again."""
+        self.on_left: Callable[[], None] = lambda: None
         self._unready_since_s: float | None = None
         self._joining_since_s: float | None = None
         self._joined_once = False
@@ -85,9 +88,7 @@ class Membership:
             if self._registry.ready and not drained:
                 await self._join()
         elif drained:
-            log.info("leaving the group: drained by command")
-            await self._owned.revoked(self._drain_deadline_s)
-            await self._consumer.leave()
+            await self._drained()
         elif self._unready_since_s is not None and now_s - self._unready_since_s > _LEAVE_AFTER_S:
             log.warning("leaving the group: no model can be served", seconds=_LEAVE_AFTER_S)
             await self._owned.revoked(0.0)
@@ -99,6 +100,14 @@ class Membership:
         if now_s - self._lag_at_s >= _LAG_S:
             self._lag_at_s = now_s
             await self._look_at_progress(now_s)
+
+    async def _drained(self) -> None:
+        log.info("leaving the group: drained by command")
+        self.leaving = True
+        await self._owned.revoked(self._drain_deadline_s)
+        await self._consumer.leave()
+        self.leaving = False
+        self.on_left()
 
     def _look_at_models(self, now_s: float) -> None:
         if self._registry.ready:

@@ -48,8 +48,11 @@ class Group:
     """A membership that is only told."""
 
     lag = 12
-    out = False
+    out = leaving = False
     told: Action | None = None
+
+    def on_left(self) -> None:
+        """Is set by the host."""
 
     def hold(self, action: Action | None) -> None:
         self.told = action
@@ -125,6 +128,19 @@ def test_a_drain_keeps_out_of_the_group_and_is_told_step_by_step(bench: Bench) -
     assert (bench.gate.open, bench.group.told, bench.word()) == (False, Action.DRAIN, "draining")
     bench.group.out = True
     assert bench.word() == "drained"
+
+
+def test_a_resume_in_the_middle_of_a_drain_lets_nothing_in_before_the_group_is_left(
+    bench: Bench,
+) -> None:
+    bench.serve()
+    bench.host.hold(Action.DRAIN)
+    bench.group.leaving = True
+    bench.host.hold(None)
+    assert not bench.takes_records()
+    bench.group.leaving = False
+    bench.group.on_left()
+    assert bench.takes_records()
 
 
 def test_who_is_not_ready_or_about_to_stop_says_so(bench: Bench) -> None:

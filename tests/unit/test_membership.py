@@ -84,8 +84,10 @@ async def test_a_drained_worker_finishes_what_it_has_leaves_and_joins_when_it_is
     await watched.look(11)
     assert watched.consumer.calls == ["join"], "a pause is no reason to leave"
     watched.membership.hold(Action.DRAIN)
+    left: list[bool] = []
+    watched.membership.on_left = lambda: left.append(watched.membership.leaving)
     await watched.look(12)
-    assert watched.consumer.calls == ["join", "leave"]
+    assert (watched.consumer.calls, left) == (["join", "leave"], [False])
     assert watched.membership.out
     await watched.look(13)
     assert watched.consumer.calls == ["join", "leave"]

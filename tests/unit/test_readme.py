@@ -10,7 +10,7 @@ import pytest
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text("utf-8")
 SHOWN = re.compile(r"(?:^|\s|`|/)darkroom((?: [a-z]+){1,2})([^`#\n|]*)", re.MULTILINE)
-GROUPS = {"config", "dev", "models"}
+GROUPS = {"config", "dev", "fleet", "models"}
 
 
 def shown_commands() -> dict[tuple[str, ...], set[str]]:

@@ -28,8 +28,15 @@ def why_not(state: DesiredState, members: Mapping[str, Ack]) -> list[str]:
 
 
 def ours(state: DesiredState, members: Mapping[str, Ack]) -> dict[str, Ack]:
-    """Return the answers of this fleet's workers, in the order of their ids."""
-    return {worker: ack for worker, ack in sorted(members.items()) if ack.fleet == state.fleet}
+    """Return the answers of this fleet's workers, in the order of their ids.
+
+    Those that are about to stop do not count: nothing is waited for, or heard, of them.
+    """
+    return {
+        worker: ack
+        for worker, ack in sorted(members.items())
+        if ack.fleet == state.fleet and ack.state != "stopping"
+    }
 
 
 def said(ack: Ack) -> str:

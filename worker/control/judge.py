@@ -94,7 +94,9 @@ def _other_epoch(state: DesiredState, known: Known) -> Verdict:
         return _behind(known, state.generation, Code.STATE_STALE, reason)
     reason = (
         f"epoch {state.epoch} does not supersede {known.epoch}, of which this worker knows "
-        f"generation {known.generation}: a state to be taken must name it under supersedes"
+        f"generation {known.generation}: a state to be taken must name it under supersedes (a "
+        f"worker forgets what it knew when control/{state.fleet}.json is removed from its data_dir "
+        "while it is stopped)"
     )
     return Refused(Code.STATE_EPOCH, reason)
 

@@ -18,7 +18,7 @@ from worker.control.documents import parse_ack, parse_state
 from worker.control.messages import DesiredState, encode_state
 from worker.control.progress import Changed, Look, Outcome, Progress, progress_of
 from worker.control.rollout import following
-from worker.errors import CommandError, StateError
+from worker.errors import CommandError, ControlUnavailable, StateError
 
 Edit = Callable[[DesiredState, int], DesiredState]
 """Makes the next generation of a state; the number is now, in ms of Redis's clock."""
@@ -107,10 +107,19 @@ class Operator:
                 return changed._replace(written=False)
             document = encode_state(changed.after)
             parse_state(document)  # what no worker could read must not get into the way
-            if await self._channel.write(document, expected=stored, command=command, by=self._by):
+            if await self._write(document, stored, command):
                 return changed
             await asyncio.sleep(_pause_s(attempt))
         raise CommandError(f"others changed the fleet {_ATTEMPTS} times meanwhile: try again")
+
+    async def _write(self, document: bytes, expected: int | None, command: str) -> bool:
+        try:
+            return await self._channel.write(
+                document, expected=expected, command=command, by=self._by
+            )
+        except ControlUnavailable as error:
+            told = f"{error}; it may have been written all the same: see darkroom fleet history"
+            raise ControlUnavailable(told) from error
 
     async def wait(
         self, change: Changed, *, deadline_s: float, tell: Callable[[Progress], None] = _nobody

@@ -12,9 +12,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_NICE = 10
 
 
 def main() -> NoReturn:
@@ -22,6 +24,7 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m worker.engine")
     for name in ("channel", "page", "lanes", "max-ids", "parent"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--quiet", action="store_true")
     asked = parser.parse_args()
     _die_with(asked.parent)
     # The worker decides when its engine ends; Ctrl-C in a terminal reaches the whole group.
@@ -36,11 +39,22 @@ def main() -> NoReturn:
 
 
 def _serve(asked: argparse.Namespace) -> None:
+    if asked.quiet:
+        aside = threading.Thread(target=_import_aside, name="import")
+        aside.start()
+        aside.join()
     from worker.engine.host import serve  # noqa: PLC0415 - half a second, after the death signal
     from worker.protocol.page import Page  # noqa: PLC0415 - same
 
     page = Page(asked.page, lanes=asked.lanes, max_ids=asked.max_ids)
     serve(socket.socket(fileno=asked.channel), page, on_gone=lambda: _end(0))
+
+
+def _import_aside() -> None:
+    """Import on a thread that steps back: others serve meanwhile, and it ends with what it did."""
+    if sys.platform == "linux":  # elsewhere the whole process would
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    import worker.engine.host  # noqa: F401, PLC0415 - that it is there is what is wanted
 
 
 def _die_with(parent: int) -> None:

@@ -82,6 +82,8 @@ class Lane:
             self._floor.queue.put_back(checked[len(part) :])
         if failures:  # these must not wait for the others
             self._floor.send(_outcomes(failures))
+        if not part:
+            return []  # all of them have had their outcome
         if len(part) < 2:
             return self._fill(part)
         with self._floor.turn:

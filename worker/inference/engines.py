@@ -69,7 +69,7 @@ class Engine:
             undo.callback(page.close)
             channel = await AsyncChannel.open(ours)
             undo.callback(channel.close)
-            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels))
+            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.load.quiet))
             undo.pop_all()
         try:
             channel.send(spec.load)

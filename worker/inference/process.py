@@ -37,6 +37,8 @@ class EngineEnd(NamedTuple):
     max_ids: int
     """Rows that a lane's slot of the page can name."""
     image_max_pixels: int
+    quiet: bool = False
+    """Others serve while it starts: it steps back until it has loaded."""
 
 
 class Peer(Protocol):
@@ -80,6 +82,7 @@ def spawn_process(end: EngineEnd) -> Peer:
                 "--lanes", str(end.lanes),
                 "--max-ids", str(end.max_ids),
                 "--parent", str(os.getpid()),
+                *(["--quiet"] if end.quiet else []),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -70,6 +70,7 @@ class Berths:
     def forget(self, berth: Berth) -> None:
         """Forget a version, unless something is still going on with it."""
         if berth.supervisor is None and not berth.in_use:
+            berth.let_go()
             self._berths.pop(berth.ref, None)
 
     @property
@@ -168,15 +169,17 @@ class Berths:
     async def _stop(
         self, berth: Berth, supervisor: Supervisor, dispatcher: Dispatcher, *, hurry: bool
     ) -> None:
-        if not hurry:
-            await dispatcher.drained(_DRAIN_S)
-        await supervisor.stop(_DRAIN_S)
-        if berth.dispatcher is not dispatcher:
-            berth.dispatcher.submit(dispatcher.withdraw(suspects=True))
-        if berth.supervisor is supervisor:
-            berth.supervisor = None
-            berth.ending = None
-            berth.let_go()
+        try:
+            if not hurry:
+                await dispatcher.drained(_DRAIN_S)
+            await supervisor.stop(_DRAIN_S)
+        finally:  # whatever came of it, nobody must wait for this end for ever
+            if berth.dispatcher is not dispatcher:
+                berth.dispatcher.submit(dispatcher.withdraw(suspects=True))
+            if berth.supervisor is supervisor:
+                berth.supervisor = None
+                berth.ending = None
+                berth.let_go()
         self._ended(berth)
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -191,9 +194,9 @@ class Berths:
         running = [b.supervisor for b in self if b.supervisor is not None and b.ending is None]
         running += self._stopping.values()
         alike = [b for b in self if b.ref.name == berth.ref.name]
-        need_bytes = max((b.seen_bytes for b in alike), default=0) or expected_bytes(
-            files_bytes, (b.supervisor.pid or 0 for b in alike if b.supervisor is not None)
-        )
+        pids_alike = [b.supervisor.pid or 0 for b in alike if b.supervisor is not None]
+        measured = [*(b.seen_bytes for b in alike), *map(own_bytes, pids_alike)]
+        need_bytes = expected_bytes(files_bytes, measured)
         pids = [supervisor.pid for supervisor in running if supervisor.pid is not None]
         return self._room.lack(need_bytes, len(running), pids)
 

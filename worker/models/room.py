@@ -6,7 +6,7 @@ It must not know why an engine is wanted, nor what it serves.
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from worker.inference.budget import own_bytes, resident_bytes
+from worker.inference.budget import resident_bytes
 from worker.models.repository import Version
 
 _FLOOR_BYTES = 160 << 20
@@ -40,7 +40,9 @@ class Room:
             count = "1 engine is" if engines == 1 else f"{engines} engines are"
             return f"{count} loaded, models.max_loaded is {self._max_loaded}"
         used = self._resident((os.getpid(), *pids))
-        if used + need_bytes > self._memory_bytes:
+        # The first engine is never refused by a guess: there is nothing to protect, and nothing
+        # else to serve.
+        if engines and used + need_bytes > self._memory_bytes:
             return (
                 f"it needs about {need_bytes // _MIB} MiB; {used // _MIB} MiB of"
                 f" {self._memory_bytes // _MIB} MiB are in use"
@@ -51,9 +53,12 @@ class Room:
 def expected_bytes(files_bytes: int, like: Iterable[int]) -> int:
     """Return what an engine will need: as the largest of those alike, else a guess by its files.
 
-    `like`: processes of engines of the same model.
+    `like`: bytes of engines of the same model, 0 for those that are not known. A version with much
+    larger files than those had is guessed by them.
     """
-    return max(map(own_bytes, like), default=0) or _FLOOR_BYTES + _PER_FILE_BYTE * files_bytes
+    by_files = _PER_FILE_BYTE * files_bytes
+    measured = max(like, default=0)
+    return max(measured, by_files) if measured else _FLOOR_BYTES + by_files
 
 
 def files_bytes(version: Version) -> int:

@@ -66,7 +66,8 @@ class Waiting:
             _log.warning("model.down", model=str(ref), why=str(self._berths.of(ref).error))
             berth = self._berths.of(ref)
             if not berth.trial:
-                self.give_back(berth.dispatcher.withdraw())
+                # Suspects too: another model's engine is the witness that this one cannot be.
+                self.give_back(berth.dispatcher.withdraw(suspects=True, which=_did_not_ask))
 
     def turn_away(self, berth: Berth) -> None:
         """Have those routed anew whom a version keeps waiting for an engine without need.

@@ -80,7 +80,8 @@ def test_an_epoch_that_does_not_supersede_ours_is_refused_and_left_alone() -> No
     assert verdict == Refused(
         Code.STATE_EPOCH,
         "epoch e-2 does not supersede e-1, of which this worker knows generation 7: "
-        "a state to be taken must name it under supersedes",
+        "a state to be taken must name it under supersedes (a worker forgets what it knew when "
+        "control/default.json is removed from its data_dir while it is stopped)",
     )
 
 

@@ -33,5 +33,10 @@ def test_an_engine_needs_what_those_alike_have_else_a_multiple_of_its_files(tmp_
     size = files_bytes(version._replace(manifest=manifest(files=listed)))
     assert size == 10 * MIB
     assert expected_bytes(size, []) == expected_bytes(size, [0]) == (160 + 3 * 10) * MIB
-    if Path("/proc/self/statm").is_file():
-        assert expected_bytes(size, [os.getpid(), 0]) != expected_bytes(size, [])
+    assert expected_bytes(size, [0, 36 * MIB]) == 36 * MIB
+    assert expected_bytes(size, [0, 20 * MIB]) == 3 * 10 * MIB, "its files alone are more"
+
+
+def test_the_first_engine_is_refused_by_no_guess() -> None:
+    room = Room(1, 500 * MIB, resident=lambda _: 100 * MIB)
+    assert room.lack(1000 * MIB, 0, []) is None
