@@ -47,6 +47,7 @@ check: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/swap.py
 
 clean:
 	test ! -x $(BIN)/darkroom || test ! -d .darkroom || $(BIN)/darkroom dev down

@@ -4,8 +4,9 @@ import asyncio
 from typing import Protocol
 
 from worker.control.messages import DesiredState
-from worker.control.reconciler import Reconciler
+from worker.control.reconciler import Failure, Reconciler
 from worker.control.wanted import wanted
+from worker.errors import DarkroomError, ModelError
 
 
 class Host(Protocol):
@@ -31,9 +32,9 @@ class Fixed:
         state = self._state
         try:
             report = await self._reconciler.apply(wanted(state, "", {}))
-            failed = {failure.ref.name: failure.error for failure in report.failures}
-            if state.default in failed:
-                raise failed[state.default]
+            for failure in report.failures:
+                if failure.ref.name == state.default:
+                    raise _named(failure)
             self._host.applied()
             self.started.set()
             await asyncio.Event().wait()
@@ -45,3 +46,12 @@ class Fixed:
 
     def changed(self) -> None:
         """Nobody is told."""
+
+
+def _named(failure: Failure) -> DarkroomError:
+    """Say of which version a file is at fault: its path is that of a cache."""
+    match failure.error:
+        case ModelError(code=code):
+            return ModelError(f"{failure.ref} cannot be served: {failure.error}", code=code)
+        case _:
+            return failure.error
