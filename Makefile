@@ -38,6 +38,7 @@ test: .venv/dev.stamp
 
 test-long: .venv/dev.stamp
 	$(PYTEST) -m 'long and not gpu'
+	$(PYTEST) --hypothesis-profile=long tests/unit tests/contract
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check

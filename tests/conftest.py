@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import psutil
 import pytest
 
 from worker.local.spec import MissingPart, StackSpec
 from worker.local.stack import Stack, running
+
+# `make test` has ten minutes; `make test-long` asks every property far more often.
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=400, deadline=None)
+hypothesis.settings.load_profile("quick")
 
 IN_CI = os.environ.get("CI") == "true"
 ENDING_S = 5.0
