@@ -34,7 +34,7 @@ demo: .venv/local.stamp
 	$(BIN)/darkroom demo
 
 test: .venv/dev.stamp
-	$(PYTEST) -m 'not long and not gpu' --session-timeout=570
+	$(PYTEST) -m 'not long and not gpu' --session-timeout=590
 
 test-long: .venv/dev.stamp
 	$(PYTEST) -m 'long and not gpu'

@@ -264,6 +264,7 @@ def test_a_worker_starts_without_redis_from_what_it_remembers_else_from_its_sett
     assert forgets.stop() == 0
 
 
+@pytest.mark.long
 def test_any_worker_may_die_in_a_rollout_and_who_joins_late_catches_up(
     fleet: Fleet, crew: Crew, traffic: Traffic
 ) -> None:

@@ -51,7 +51,9 @@ def test_it_fails_with_what_failed_and_stops_there(
 
 
 def test_it_ends_a_process_that_was_left_behind_and_fails(tmp_path: Path) -> None:
-    left = "setsid sleep 300 >/dev/null 2>&1 </dev/null & echo $!"
+    left = "setsid sleep 300 >/dev/null 2>&1 </dev/null & echo $!; "
+    # While it becomes `sleep`, twice through exec, its environment cannot be read for a moment.
+    left += "until tr '\\0' ' ' </proc/$!/cmdline | grep -q '^sleep 300'; do :; done"
     ran = ci_run(tmp_path, f'[ "$1" = check ] || {{ {left}; }}')
     assert ran.returncode == 1
     assert "left behind, ended now" in ran.stderr
