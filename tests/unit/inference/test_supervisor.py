@@ -338,8 +338,9 @@ async def test_only_the_first_engine_loads_behind_the_others() -> None:
     stage = Stage(listens)
     stage.supervisor._spec = EngineSpec(REF, LOAD._replace(quiet=True), None)
     await stage.supervisor.start()
-    await until(lambda: len(seen) == 2)
-    assert seen == [True, False], "records wait for those that follow"
+    await until(lambda: len(seen) >= 2)
+    assert seen[0], "it loads beside engines that serve"
+    assert not any(seen[1:]), "records wait for those that follow"
     await stage.supervisor.stop(1.0)
 
 
