@@ -99,7 +99,8 @@ def judge(seen: Survey, engine: EngineSettings, environ: Mapping[str, str]) -> t
     """Return a verdict on every GPU: the usable ones first, and of these the best."""
     hidden = _hidden(seen.gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     verdicts = [
-        Verdict(gpu, hidden.get(gpu.uuid) or _problem(gpu, seen, engine)) for gpu in seen.gpus
+        Verdict(gpu, gpu.problem or hidden.get(gpu.uuid) or _problem(gpu, seen, engine))
+        for gpu in seen.gpus
     ]
     return tuple(sorted(verdicts, key=lambda one: (one.problem is not None, _rank(one.gpu))))
 
@@ -114,8 +115,6 @@ def _rank(gpu: Gpu) -> tuple[float | str, ...]:
 
 def _problem(gpu: Gpu, seen: Survey, engine: EngineSettings) -> str | None:
     """Return the first reason why a GPU that nobody hides is not usable."""
-    if gpu.problem is not None:
-        return gpu.problem
     if seen.cuda_problem is not None:
         return seen.cuda_problem
     # CUDA lists one MIG instance to a process, whatever there is; each can be given by its UUID.
