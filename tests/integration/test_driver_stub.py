@@ -123,7 +123,7 @@ def test_a_worker_that_requires_a_gpu_refuses_a_broken_driver_with_its_reason(
     assert "model.refused" not in told.stderr
 
 
-@pytest.mark.parametrize(("told", "device"), [({"STUB_DEVICES": "2"}, ONE), ({}, "no device")])
+@pytest.mark.parametrize(("told", "device"), [({"STUB_DEVICES": "2"}, ONE), ({}, "None")])
 def test_an_engine_names_the_device_by_the_driver(
     told: dict[str, str], device: str, stub: Stub
 ) -> None:
