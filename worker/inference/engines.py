@@ -38,6 +38,8 @@ class EngineSpec(NamedTuple):
     load: Load
     watchdog_s: float | None
     """Age of a lane's work above which it hangs; None: by the measured service times."""
+    device: str | None = None
+    """UUID of the GPU that it is given; None: it sees none, whatever the policy."""
 
 
 class Engine:
@@ -69,7 +71,8 @@ class Engine:
             undo.callback(page.close)
             channel = await AsyncChannel.open(ours)
             undo.callback(channel.close)
-            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.load.quiet))
+            quiet = spec.load.quiet
+            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.device, quiet))
             undo.pop_all()
         try:
             channel.send(spec.load)

@@ -292,7 +292,7 @@ class Loader:
             failpoint=options.failpoint,
             quiet=quiet,
         )
-        return EngineSpec(version.ref, load, options.watchdog_s)
+        return EngineSpec(version.ref, load, options.watchdog_s, options.devices.first)
 
     async def _find(self, ref: ModelRef, ask: Ask) -> _Found:
         cancelled = threading.Event()

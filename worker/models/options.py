@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, Self
 
 from worker.config import Settings
 from worker.inference.budget import limits_of
+from worker.inference.devices import NO_DEVICES, Devices
 from worker.inference.dispatcher import Observer, OnOutcomes, OnWithdrawn
 from worker.types import Limits
 
@@ -31,13 +32,17 @@ class RegistryOptions(NamedTuple):
     """Failures of a version in a row that open its breaker."""
     reset_timeout_s: float
     failpoint: str | None = None
+    devices: Devices = NO_DEVICES
+    """GPUs for engines."""
 
     @classmethod
-    def of(cls, settings: Settings, *, failpoint: str | None) -> Self:
+    def of(
+        cls, settings: Settings, *, failpoint: str | None, devices: Devices = NO_DEVICES
+    ) -> Self:
         engine, models, breaker = settings.engine, settings.models, settings.breaker
         return cls(
             limits=limits_of(settings),
-            policy=engine.policy,
+            policy=devices.policy(engine.policy),
             session=MappingProxyType(engine.session),
             watchdog_s=None if engine.watchdog_s == "auto" else engine.watchdog_s,
             max_loaded=models.max_loaded,
@@ -46,6 +51,7 @@ class RegistryOptions(NamedTuple):
             max_failures=breaker.max_failures,
             reset_timeout_s=breaker.reset_timeout_s,
             failpoint=failpoint,
+            devices=devices,
         )
 
 

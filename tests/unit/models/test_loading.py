@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.models.stage import A1, A2, A3, cancelled, ready, stage, until
 from worker.errors import EngineFault, ModelError
+from worker.inference.devices import DeviceChoice, Devices
 from worker.inference.process import EngineEnd, Peer
 from worker.models.registry import LOADED
 
@@ -118,6 +119,16 @@ async def test_a_process_that_cannot_be_had_is_an_engine_fault(
         with pytest.raises(ModelError) as now_open:
             await on.models.load(A1, sha256=None)
         assert now_open.value.code == "engine"
+
+
+async def test_engines_are_given_the_best_gpu_that_was_chosen() -> None:
+    chosen = (DeviceChoice("GPU-1", "first"), DeviceChoice("GPU-2", "second"))
+    async with stage(A1, devices=Devices(chosen)) as on:
+        await on.serve(A1)
+        assert on.engines.devices == ["GPU-1"]
+    async with stage(A1) as on:
+        await on.serve(A1)
+        assert on.engines.devices == [None]
 
 
 async def test_a_new_version_must_offer_the_heads_of_the_one_that_it_replaces() -> None:
