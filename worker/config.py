@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from worker.config_sources import Sources
 from worker.config_words import expected
 from worker.errors import SettingsError
+from worker.types import POLICIES, Policy
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(min_length=1)]
@@ -81,11 +82,13 @@ class BatchSettings(Section):
 
 
 class EngineSettings(Section):
-    policy: Literal["prefer-gpu", "require-gpu", "cpu"] = "prefer-gpu"
+    policy: Policy = "prefer-gpu"
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     watchdog_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     session: dict[str, str] = {}
     """ONNX Runtime session options under ONNX Runtime's own names."""
+    provider_options: dict[str, dict[str, str]] = {}
+    """Execution provider -> its options; both under ONNX Runtime's own names."""
 
 
 class LimitsSettings(Section):
@@ -175,6 +178,14 @@ class Loaded(NamedTuple):
             yield Leaf(path, value, origin)
 
 
+_PROVIDERS = {
+    policy.removeprefix("require-"): policy
+    for policy in POLICIES
+    if policy not in {"prefer-gpu", "require-gpu"}
+}
+"""What ORT_EXECUTION_PROVIDER may say, in any case, and the policy that it means."""
+
+
 def load_settings(
     config: Path | None = None, *, environ: Mapping[str, str] | None = None
 ) -> Loaded:
@@ -188,6 +199,7 @@ def load_settings(
     if file is not None:
         read.read_file(file)
     read.read_environment(environ)
+    read.read_alias("ORT_EXECUTION_PROVIDER", "engine.policy", _PROVIDERS, environ)
     settings, bad = _validated(read)
     origins = {path: read.origins.get(path, "default") for path in LEAVES}
     for paths, text in _cross_checks(settings):

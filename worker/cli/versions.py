@@ -119,6 +119,7 @@ async def proved(version: Version, settings: Settings) -> dict[str, Any]:
         policy=settings.engine.policy,
         session=dict(settings.engine.session),
         failpoint=None,
+        provider_options=settings.engine.provider_options,
     )
     engine = await Engine.start(EngineSpec(version.ref, load, None), spawn_process)
     try:

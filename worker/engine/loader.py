@@ -52,7 +52,12 @@ def load_model(load: Load) -> Model:
             file=file,
         )
     verify_files(folder, manifest)
-    session = open_session(folder / MODEL_NAME, policy=load.policy, options=load.session)
+    session = open_session(
+        folder / MODEL_NAME,
+        policy=load.policy,
+        options=load.session,
+        given=load.provider_options,
+    )
     labels = {name: read_labels(folder / head.labels) for name, head in manifest.heads.items()}
     agreement = agree(
         manifest,
@@ -99,6 +104,8 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
             "outputs": [tensor._asdict() for tensor in graph.outputs],
             "metadata": graph.metadata,
             "rows_mix": model.rows_mix,
+            "nodes": model.session.nodes,
+            "refused": model.session.refused,
         },
     )
 

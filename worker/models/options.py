@@ -31,6 +31,7 @@ class RegistryOptions(NamedTuple):
     """Failures of a version in a row that open its breaker."""
     reset_timeout_s: float
     failpoint: str | None = None
+    provider_options: Mapping[str, dict[str, str]] = MappingProxyType({})
 
     @classmethod
     def of(cls, settings: Settings, *, failpoint: str | None) -> Self:
@@ -46,6 +47,7 @@ class RegistryOptions(NamedTuple):
             max_failures=breaker.max_failures,
             reset_timeout_s=breaker.reset_timeout_s,
             failpoint=failpoint,
+            provider_options=MappingProxyType(engine.provider_options),
         )
 
 
