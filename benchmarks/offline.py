@@ -111,6 +111,7 @@ def run(spec: Spec) -> dict[str, Any]:
         page=Page.make(lanes=share.lanes, max_ids=4096),
         limits=limits,
         send=mill.send,
+        trouble=print,
         failpoints=Failpoints(None),
     )
     lanes = [

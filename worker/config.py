@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from worker.config_sources import Sources
 from worker.config_words import expected
 from worker.errors import SettingsError
+from worker.types import POLICIES, Policy
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(min_length=1)]
@@ -82,7 +83,7 @@ class BatchSettings(Section):
 
 
 class EngineSettings(Section):
-    policy: Literal["prefer-gpu", "require-gpu", "cpu"] = "prefer-gpu"
+    policy: Policy = "prefer-gpu"
     devices: Literal["auto", "all"] | Annotated[tuple[Device, ...], Field(min_length=1)] = "auto"
     """`auto`: the best GPU that is usable; a list: exactly these, by UUID."""
     max_temperature_c: Annotated[float, Field(gt=0, le=150)] = 85.0
@@ -92,6 +93,8 @@ class EngineSettings(Section):
     watchdog_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     session: dict[str, str] = {}
     """ONNX Runtime session options under ONNX Runtime's own names."""
+    provider_options: dict[str, dict[str, str]] = {}
+    """Execution provider -> its options; both under ONNX Runtime's own names."""
 
 
 class LimitsSettings(Section):
@@ -181,6 +184,14 @@ class Loaded(NamedTuple):
             yield Leaf(path, value, origin)
 
 
+_PROVIDERS = {
+    policy.removeprefix("require-"): policy
+    for policy in POLICIES
+    if policy not in {"prefer-gpu", "require-gpu"}
+}
+"""What ORT_EXECUTION_PROVIDER may say, in any case, and the policy that it means."""
+
+
 def load_settings(
     config: Path | None = None, *, environ: Mapping[str, str] | None = None
 ) -> Loaded:
@@ -194,6 +205,7 @@ def load_settings(
     if file is not None:
         read.read_file(file)
     read.read_environment(environ)
+    read.read_alias("ORT_EXECUTION_PROVIDER", "engine.policy", _PROVIDERS, environ)
     settings, bad = _validated(read)
     origins = {path: read.origins.get(path, "default") for path in LEAVES}
     for paths, text in _cross_checks(settings):

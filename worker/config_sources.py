@@ -64,6 +64,22 @@ class Sources:
                 meant = self._meant(path, show=_variable)
                 self.problems.append(f"{variable}: unknown setting{meant}")
 
+    def read_alias(
+        self, variable: str, path: str, meanings: Mapping[str, str], environ: Mapping[str, str]
+    ) -> None:
+        """Take a variable without our prefix; its words, in any case, mean values of a setting."""
+        word = environ.get(variable, "").lower()
+        if not word:
+            return
+        if word not in meanings:
+            known = ", ".join(meanings)
+            given = f"{environ[variable]!r} given; expected one of {known} (in any case)"
+            self.problems.append(f"{path} ({variable}): {given}")
+        elif self.origins.get(path) == _variable(path):
+            self.problems.append(f"{path} ({variable}): {_variable(path)} is set too; keep one")
+        else:
+            self._put(path, meanings[word], variable)
+
     def is_secret(self, path: str) -> bool:
         return SecretStr in get_args(self.annotations.get(path))
 

@@ -6,10 +6,25 @@ Nothing here does anything. Tuples rather than dataclasses: they are made for ev
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """Headers of a Kafka record in their order; a name may repeat, a value may be None."""
+
+Policy = Literal[
+    "prefer-gpu",
+    "require-gpu",
+    "cpu",
+    "require-tensorrt",
+    "require-cuda",
+    "require-migraphx",
+    "require-rocm",
+    "require-openvino",
+    "require-directml",
+    "require-coreml",
+]
+"""On what engines may run; `require-NAME` is content with that execution provider alone."""
+POLICIES: tuple[str, ...] = get_args(Policy)
 
 
 class Reason(StrEnum):

@@ -70,6 +70,10 @@ def test_the_file_may_be_named_by_darkroom_config_and_the_argument_wins(
         ("DARKROOM_ENGINE__DEVICES", '["GPU-1", "MIG-2"]', ("GPU-1", "MIG-2")),
         ("DARKROOM_LIMITS__IN_FLIGHT_S", "0.5", 0.5),
         ("DARKROOM_DATA_DIR", "/data", Path("/data")),
+        ("DARKROOM_ENGINE__PROVIDER_OPTIONS", '{"A": {"b": "1"}}', {"A": {"b": "1"}}),
+        ("ORT_EXECUTION_PROVIDER", "CPU", "cpu"),
+        ("ORT_EXECUTION_PROVIDER", "CUDA", "require-cuda"),
+        ("ORT_EXECUTION_PROVIDER", "openvino", "require-openvino"),
         ("DARKROOM_KAFKA__CLIENT_RACK", "null", None),
         ("DARKROOM_KAFKA__CLIENT_RACK", "1", "1"),
         ("DARKROOM_KAFKA__GROUP_ID", "null", "null"),
@@ -83,6 +87,31 @@ def test_variables_are_text_numbers_or_json(variable: str, text: str, value: obj
     for part in path.split("."):
         found = getattr(found, part)
     assert found == value
+
+
+def test_ort_execution_provider_wins_over_the_file_like_any_variable(write: Write) -> None:
+    file = write("engine: {policy: require-gpu}")
+    loaded = load_settings(file, environ={"ORT_EXECUTION_PROVIDER": "CPU"})
+    assert loaded.settings.engine.policy == "cpu"
+    assert loaded.origins["engine.policy"] == "ORT_EXECUTION_PROVIDER"
+    assert (
+        load_settings(file, environ={"ORT_EXECUTION_PROVIDER": ""})
+        .origins["engine.policy"]
+        .startswith(str(file))
+    )
+
+
+def test_an_unknown_execution_provider_is_told_those_that_there_are() -> None:
+    text = problems(ORT_EXECUTION_PROVIDER="CUDNN")
+    assert (
+        "engine.policy (ORT_EXECUTION_PROVIDER): 'CUDNN' given; expected one of cpu, tensorrt, cuda"
+        in text
+    )
+
+
+def test_the_policy_is_not_said_twice_by_variables() -> None:
+    text = problems(ORT_EXECUTION_PROVIDER="CUDA", DARKROOM_ENGINE__POLICY="cpu")
+    assert "DARKROOM_ENGINE__POLICY is set too; keep one" in text
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:
@@ -135,6 +164,12 @@ def test_all_that_is_wrong_is_told_in_one_message(write: Write) -> None:
         ("http: {port: 70000}", 1, "expected an integer >= 0 and <= 65535"),
         ("limits: {in_flight_s: .inf}", 1, "expected a number > 0"),
         ("limits: {image_max_bytes: yes}", 1, "true given; expected an integer >= 1"),
+        ("engine: {policy: fast}", 1, "expected one of prefer-gpu, require-gpu, cpu, require-t"),
+        (
+            "engine: {provider_options: {CPUExecutionProvider: fast}}",
+            1,
+            "expected a map of names to maps of names to strings .quote numbers",
+        ),
         ("shutdown: {drain_deadline_s: 300}", 1, "expected a number > 0 and <= 280"),
         ("kafka: {ssl_cafile: 7}", 1, "7 given; expected a path or null"),
     ],

@@ -122,6 +122,7 @@ async def proved(version: Version, settings: Settings) -> dict[str, Any]:
         policy=devices.policy(settings.engine.policy),
         session=dict(settings.engine.session),
         failpoint=None,
+        provider_options=settings.engine.provider_options,
     )
     spec = EngineSpec(version.ref, load, None, devices.first)
     engine = await Engine.start(spec, spawn_process)

@@ -23,7 +23,16 @@ from worker.engine.rows import Rows
 from worker.errors import ChannelError, DeviceError, ModelError, SettingsError
 from worker.protocol.channel import Channel
 from worker.protocol.failpoints import Failpoints
-from worker.protocol.messages import Bye, Load, LoadFailed, Row, SetLimits, Stopped, Submit
+from worker.protocol.messages import (
+    Bye,
+    Load,
+    LoadFailed,
+    Row,
+    SetLimits,
+    Stopped,
+    Submit,
+    Trouble,
+)
 from worker.protocol.page import Page
 from worker.types import Limits
 
@@ -44,7 +53,8 @@ def serve(sock: socket.socket, page: Page, *, on_gone: Callable[[], None] | None
 
     `on_gone` is called as soon as the worker is seen to have gone, before lanes are waited for: a
     process ends itself there, whatever its lanes are doing. Raises ChannelError for messages out
-    of order, and whatever unexpected a lane raised: such an engine is broken.
+    of order, DeviceError when the device was lost (the worker was told, by a Trouble), and
+    whatever unexpected a lane raised: such an engine is broken.
     """
     channel = Channel(sock)
     try:
@@ -116,8 +126,10 @@ class _Host:
             page=page,
             limits=load.limits,
             send=channel.send,
+            trouble=self._trouble,
             failpoints=Failpoints(load.failpoint),
         )
+        self._bounding = threading.Lock()
         self._crash: BaseException | None = None
         self._lanes = [
             threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
@@ -157,8 +169,18 @@ class _Host:
         if limits.thresholds != self._floor.limits.thresholds:
             model.heads = model.compile_heads(limits.thresholds)
         self._floor.limits = limits
-        self._floor.rows.cap = model.cap(limits)
-        self._queue.bound(bounds(model, limits))
+        self._bound()
+
+    def _bound(self) -> None:
+        """Let rows and queue follow what bounds a batch now."""
+        with self._bounding:
+            model, limits = self._floor.model, self._floor.limits
+            self._floor.rows.cap = model.cap(limits)
+            self._queue.bound(bounds(model, limits))
+
+    def _trouble(self, trouble: Trouble) -> None:
+        self._bound()
+        self._channel.send(trouble)
 
     def _drain(self) -> None:
         self._queue.close()
@@ -176,6 +198,11 @@ class _Host:
             Lane(number, self._floor).work()
         except OSError:  # the worker has gone while this lane was sending; `receive` sees it too
             return
+        except DeviceError as error:
+            for lane in range(len(self._lanes)):  # what the others are at is not suspected either
+                self._floor.page.idle(lane)
+            self._crash = error
+            self._channel.hang_up()
         except BaseException as error:  # noqa: BLE001 - a lane that dies quietly would keep its records for ever: the engine must die of it
             self._crash = error
             self._channel.hang_up()

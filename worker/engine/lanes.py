@@ -1,7 +1,7 @@
 """A lane: a thread that decodes a record into its row, or runs a batch, as the batcher says.
 
-It decides whose fault a failure is as far as this engine can know; it must not know the channel's
-bytes or how a model is loaded. While a lane sends, it is idle: a slow worker is no hang.
+It must not know the channel's bytes, how a model is loaded, or whose fault a run is that raises.
+While a lane sends, it is idle: a slow worker is no hang.
 """
 
 import threading
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from worker.engine.batcher import Decode, Stop
 from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
+from worker.engine.recovery import Recovery, not_finite, outcomes_of
 from worker.engine.reserve import Reserve
 from worker.engine.rows import Place, Rows
-from worker.engine.session import RUN_ERRORS
 from worker.errors import RecordFault
 from worker.protocol.failpoints import Failpoint, Failpoints
-from worker.protocol.messages import Done, Fault, Outcomes, Retry
+from worker.protocol.messages import Done, Fault, Outcomes, Retry, Trouble
 from worker.protocol.page import Page, Phase
-from worker.types import Limits, Reason
+from worker.types import Limits
 from worker.vision.decode import decode
 from worker.vision.sniff import Header, check
 
@@ -44,6 +44,8 @@ class Floor:
     limits: Limits
     """Replaced whole while lanes run."""
     send: Callable[[Outcomes], None]
+    trouble: Callable[[Trouble], None]
+    """Tells the worker, and lets the queue and the rows follow the model's cap."""
     failpoints: Failpoints
     turn: threading.Lock = field(default_factory=threading.Lock)
     """Held while a group is decoded: two lanes that take the interpreter from each other for every
@@ -56,9 +58,15 @@ class Lane:
     def __init__(self, number: int, floor: Floor) -> None:
         self._number = number
         self._floor = floor
+        self._recovery = Recovery(
+            number, floor.model, floor.page, run=self._batch, trouble=floor.trouble
+        )
 
     def work(self) -> None:
-        """Do what the batcher says until it says stop. Raises OSError when the worker has gone."""
+        """Do what the batcher says until it says stop.
+
+        Raises OSError when the worker has gone, and DeviceError when the engine cannot go on.
+        """
         queue = self._floor.queue
         action = queue.take()
         while not isinstance(action, Stop):
@@ -81,7 +89,7 @@ class Lane:
         if len(part) < len(checked):
             self._floor.queue.put_back(checked[len(part) :])
         if failures:  # these must not wait for the others
-            self._floor.send(_outcomes(failures))
+            self._floor.send(outcomes_of(failures))
         if not part:
             return []  # all of them have had their outcome
         if len(part) < 2:
@@ -110,7 +118,7 @@ class Lane:
         try:
             floor.reserve.take(taken_bytes)
         except RecordFault as fault:  # of one that is alone: several were chosen to fit
-            floor.send(_outcomes([Fault(work.id, fault.reason, str(fault)) for work in part]))
+            floor.send(outcomes_of([Fault(work.id, fault.reason, str(fault)) for work in part]))
             return []
         try:
             decoded = _each(part, self._open, failures)
@@ -121,7 +129,7 @@ class Lane:
             floor.page.idle(self._number)
             floor.reserve.give(taken_bytes)
         if failures:
-            floor.send(_outcomes(failures))
+            floor.send(outcomes_of(failures))
         return ready
 
     def _open(self, work: Work) -> None:
@@ -155,10 +163,7 @@ class Lane:
         places = [_place(work) for work in works]
         self._floor.page.begin(self._number, Phase.RUN, [work.id for work in works])
         batch = self._floor.rows.gather(places)
-        try:
-            messages = [self._batch(works, batch)]
-        except RUN_ERRORS as error:
-            messages = self._one_by_one(works, batch, error)
+        messages = self._recovery.run(works, batch)
         self._floor.page.idle(self._number)
         self._floor.rows.release(places)
         for message in messages:
@@ -176,7 +181,10 @@ class Lane:
             floor.failpoints.hit(Failpoint.AFTER_RUN, *images)
         ran_s = time.monotonic()
         done, faults = [], []
-        for work, predictions in zip(works, floor.model.predictions(outputs), strict=True):
+        readings = floor.model.predictions(outputs)
+        if all(map(not_finite, readings)):
+            readings = self._recovery.doubt(batch)
+        for work, predictions in zip(works, readings, strict=True):
             if isinstance(predictions, RecordFault):
                 faults.append(Fault(work.id, predictions.reason, str(predictions)))
             else:
@@ -185,44 +193,6 @@ class Lane:
         return Outcomes(
             tuple(done), tuple(faults), (), (ran_s - begun_s) * 1e3, heads_s * 1e3, len(works)
         )
-
-    def _one_by_one(self, works: Sequence[Work], batch: Array, error: Exception) -> list[Outcomes]:
-        """Run the rows of a batch that raised alone: guilty is what fails while another passes.
-
-        That one must pass again afterwards: what was lost in between is no record's fault.
-        """
-        if len(works) == 1:
-            return [_outcomes([Retry(works[0].id, f"the run raised {error!r}")])]
-        passed: list[Outcomes] = []
-        failed: list[tuple[Work, Exception]] = []
-        witness = None
-        for at, work in enumerate(works):
-            try:
-                passed.append(self._alone(work, batch, at))
-                witness = at
-            except RUN_ERRORS as alone:
-                failed.append((work, alone))
-        if not failed:
-            return passed
-        if witness is None or not self._passes(works[witness], batch, witness):
-            retries = [Retry(work.id, f"the run raised {why!r}") for work, why in failed]
-            return [*passed, _outcomes(retries)]
-        poison = [
-            Fault(work.id, Reason.RECORD_POISON, f"its run raised {why!r}, those of others passed")
-            for work, why in failed
-        ]
-        return [*passed, _outcomes(poison)]
-
-    def _alone(self, work: Work, batch: Array, at: int) -> Outcomes:
-        self._floor.page.begin(self._number, Phase.RUN, (work.id,))
-        return self._batch((work,), batch[at : at + 1])
-
-    def _passes(self, work: Work, batch: Array, at: int) -> bool:
-        try:
-            self._alone(work, batch, at)
-        except RUN_ERRORS:
-            return False
-        return True
 
 
 def _each(
@@ -250,12 +220,6 @@ def _together(works: Sequence[Work], *, most_bytes: int) -> Sequence[Work]:
         if at and needed_bytes > most_bytes:
             return works[:at]
     return works
-
-
-def _outcomes(failures: Sequence[Fault | Retry]) -> Outcomes:
-    faults = tuple(item for item in failures if isinstance(item, Fault))
-    retries = tuple(item for item in failures if isinstance(item, Retry))
-    return Outcomes((), faults, retries, 0.0, 0.0, 0)
 
 
 def _done(work: Work, begun_s: float, predictions: bytes) -> Done:

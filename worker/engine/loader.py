@@ -15,9 +15,11 @@ import orjson
 
 from worker.engine.contract import Agreement, agree
 from worker.engine.labels import read_labels
-from worker.engine.model import Array, Heads, Model
+from worker.engine.model import Array, Heads, Model, Proof, same
+from worker.engine.providers import CPU
 from worker.engine.session import RUN_ERRORS, open_session
-from worker.errors import DarkroomError, ModelError, RecordFault
+from worker.engine.trouble import DEVICE, classify, said
+from worker.errors import DarkroomError, DeviceError, ModelError, RecordFault
 from worker.models.files import verify_files
 from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, load_manifest
 from worker.protocol.messages import Load, Loaded
@@ -29,8 +31,6 @@ from worker.vision.transforms import compile_steps
 
 _PROOF_ERRORS: tuple[type[Exception], ...] = (DarkroomError, *RUN_ERRORS)
 
-_SAME = 1e-3
-"""Relative difference that another batch size may make; kernels sum in another order."""
 _ALL_SIZES = 16
 """Up to here every size of a batch is warmed."""
 
@@ -52,7 +52,12 @@ def load_model(load: Load) -> Model:
             file=file,
         )
     verify_files(folder, manifest)
-    session = open_session(folder / MODEL_NAME, policy=load.policy, options=load.session)
+    session = open_session(
+        folder / MODEL_NAME,
+        policy=load.policy,
+        options=load.session,
+        given=load.provider_options,
+    )
     labels = {name: read_labels(folder / head.labels) for name, head in manifest.heads.items()}
     agreement = agree(
         manifest,
@@ -71,12 +76,14 @@ def load_model(load: Load) -> Model:
         max_size=manifest.batch_max_size,
     )
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
+    model.proof = Proof(rows[0], model.run(rows[0]))
     model.heads = compile_heads(load.limits.thresholds)  # golden samples are held to the manifest's
     if agreement.fixed_batch is None:
         model.rows_mix = _rows_mix(model, rows[0])
     try:
         model.service_ms = _warm(model, rows[0], model.cap(load.limits))
     except RUN_ERRORS as error:
+        _not_the_device(model, error)
         raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
     return model
 
@@ -99,6 +106,8 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
             "outputs": [tensor._asdict() for tensor in graph.outputs],
             "metadata": graph.metadata,
             "rows_mix": model.rows_mix,
+            "nodes": model.session.nodes,
+            "refused": model.session.refused,
         },
     )
 
@@ -135,6 +144,7 @@ def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
     try:
         problem = _differs(golden, _predict(model, data, batch, load.limits))
     except _PROOF_ERRORS as error:
+        _not_the_device(model, error)
         problem = str(error)
     if problem:
         raise ModelError(
@@ -143,6 +153,13 @@ def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
             field=f"golden[{index}]",
         )
     return batch
+
+
+def _not_the_device(model: Model, error: Exception) -> None:
+    """Raise DeviceError for an error that shows a fault of the device: no version is refused."""
+    provider = model.session.stamp.provider
+    if provider != CPU and classify(error) in DEVICE:
+        raise DeviceError(f"{provider}: {said(error)}") from None
 
 
 def _predict(model: Model, data: bytes, batch: Array, limits: Limits) -> bytes:
@@ -182,12 +199,7 @@ def _rows_mix(model: Model, batch: Array) -> bool:
         together = model.run(pair)
     except RUN_ERRORS:
         return True
-    return not all(_same(one[0], two[1]) for one, two in zip(single, together, strict=True))
-
-
-def _same(one: Array, two: Array) -> bool:
-    scale = float(np.max(np.abs(one), initial=0.0))
-    return bool(np.allclose(one, two, rtol=_SAME, atol=_SAME * scale))
+    return not all(same(one[0], two[1]) for one, two in zip(single, together, strict=True))
 
 
 def _warm(model: Model, batch: Array, cap: int) -> dict[str, float]:

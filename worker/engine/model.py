@@ -5,24 +5,33 @@ Pure calls on arrays, for any lane at once; it must not know threads, records or
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from worker.engine.contract import Agreement
-from worker.engine.session import Session
+from worker.engine.session import RUN_ERRORS, Session
 from worker.errors import RecordFault
 from worker.types import Limits
 
 Array = NDArray[Any]
 _GAIN = 1.1
 """What a row alone must cost more than in the best batch for company to be worth waiting for."""
+_SAME = 1e-3
+"""Relative difference that another batch size may make; kernels sum in another order."""
 Reading = bytes | RecordFault
 """JSON of one row, or why there is none."""
 Heads = dict[str, Callable[[Array], list[Reading]]]
 """By name, in the order of `Agreement.outputs`: one output array -> a reading of each row."""
+
+
+class Proof(NamedTuple):
+    """A golden sample as a batch of one row, and what the graph gave for it when it was proved."""
+
+    batch: Array
+    outputs: list[Array]
 
 
 @dataclass(slots=True)
@@ -44,6 +53,10 @@ class Model:
     """Batch size -> milliseconds of one run, measured while warming."""
     rows_mix: bool = False
     """Rows of one batch change each other's results: they are run one by one."""
+    proof: Proof | None = None
+    """Set once the golden samples have been right."""
+    memory_cap: int | None = None
+    """Rows of a batch for which the device had no memory any more, halved."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -72,6 +85,8 @@ class Model:
             allowed.append(self.agreement.fixed_batch)
         if self.rows_mix:
             allowed.append(1)
+        if self.memory_cap is not None:
+            allowed.append(self.memory_cap)
         return max(1, min(allowed))
 
     def run(self, batch: Array) -> list[Array]:
@@ -89,11 +104,26 @@ class Model:
                 raise ValueError(f"output {name} has {len(output)} rows for {len(batch)}")
         return [output[:rows] for output in outputs]
 
+    def still_right(self) -> bool:
+        """Run the golden sample again; say whether the device still gives what it gave."""
+        assert self.proof is not None
+        try:
+            outputs = self.run(self.proof.batch)
+        except RUN_ERRORS:
+            return False
+        return all(map(same, self.proof.outputs, outputs))
+
     def predictions(self, outputs: Sequence[Array]) -> list[Reading]:
         """Return for each row a JSON object of all heads, or the fault of the first that failed."""
         columns = [read(output) for read, output in zip(self.heads.values(), outputs, strict=True)]
         names = [orjson.dumps(name) + b":" for name in self.heads]
         return [_member(names, row) for row in zip(*columns, strict=True)]
+
+
+def same(one: Array, two: Array) -> bool:
+    """Say whether two arrays of outputs are equal, but for what another batch size may change."""
+    scale = float(np.max(np.abs(one), initial=0.0))
+    return bool(np.allclose(one, two, rtol=_SAME, atol=_SAME * scale))
 
 
 def _member(names: Sequence[bytes], row: Sequence[Reading]) -> Reading:

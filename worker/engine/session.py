@@ -1,11 +1,16 @@
 """A strict ONNX Runtime session: it runs on the provider that was asked for, or it is refused.
 
-ONNX Runtime falls back to the CPU silently; here its own fallback is off and what it really uses
-is checked. It must not know manifests, rows or records.
+ONNX Runtime falls back to the CPU silently; here its own fallback is off, what it really uses is
+checked, node by node, and what is no CPU must compute a small graph as the CPU does. It must not
+know manifests, rows or records.
 """
 
+import contextlib
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +20,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from worker.engine.contract import Signature, Tensor
 from worker.engine.devices import cpu_name, cuda_device, cuda_problem
-from worker.engine.providers import CPU, Choice, choices
+from worker.engine.distributions import installed, only_one
+from worker.engine.providers import CPU, PROVIDERS, Choice, choices, provider_options
+from worker.engine.trouble import said, scrubbed
 from worker.errors import DeviceError, ModelError, SettingsError
 from worker.types import EngineStamp
 
@@ -28,6 +35,8 @@ _NATIVE_ERRORS: tuple[type[Exception], ...] = tuple(
 
 RUN_ERRORS: tuple[type[Exception], ...] = (*_NATIVE_ERRORS, RuntimeError, ValueError, MemoryError)
 """What a run may raise."""
+
+_PROBE_ERRORS: tuple[type[Exception], ...] = (ModelError, *RUN_ERRORS)
 
 _OPEN_ERRORS: tuple[type[Exception], ...] = (*_NATIVE_ERRORS, RuntimeError, ValueError)
 
@@ -92,6 +101,14 @@ _DEFAULTS = {
     "session.inter_op.allow_spinning": "0",
 }
 
+_PROBE = Path(__file__).with_name("probe.onnx")
+"""Made by `scripts/make_probe.py`."""
+_ALIKE = 1e-2
+"""What a device may make of the probe otherwise than the CPU; TF32 has 10 bits of mantissa."""
+
+Options = Mapping[str, Mapping[str, str]]
+"""Execution provider -> its options."""
+
 
 class Session:
     """One loaded graph on one provider; `run` may be called from several lanes at once."""
@@ -105,35 +122,77 @@ class Session:
         )
         precision = _precision(self.signature)
         self.stamp = EngineStamp(choice.provider, _device(choice), precision, choice.fallback)
+        self.nodes = dict(
+            Counter(
+                part.ep_name
+                for part in session.get_provider_graph_assignment_info()
+                for _ in part.get_nodes()
+            )
+        )
+        """Execution provider -> nodes of the graph, as it was optimised, that run there."""
+        self.refused: tuple[str, ...] = ()
+        """Why those that were tried before could not be used."""
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph. Raises one of RUN_ERRORS."""
         return [np.asarray(array) for array in self._run(outputs, feeds)]
 
 
-def open_session(path: Path, *, policy: str, options: Mapping[str, str]) -> Session:
+def open_session(
+    path: Path, *, policy: str, options: Mapping[str, str], given: Options = MappingProxyType({})
+) -> Session:
     """Open the model by its path (bytes would resolve external data against the working folder).
 
-    Raises DeviceError (the policy cannot be met), SettingsError (options) or ModelError (the file).
+    `options` are ONNX Runtime's for a session, `given` those for execution providers. Raises
+    DeviceError (the policy cannot be met), SettingsError (options, or several ONNX Runtimes are
+    installed) or ModelError (the file).
     """
-    settings = _session_options(options)
-    tried = choices(policy, available=ort.get_available_providers(), cuda_problem=cuda_problem)
-    refused: DeviceError | None = None
+    only_one(installed())
+    settings, provided = _session_options(options), provider_options(given)
+    tried = choices(
+        policy, available=ort.get_available_providers(), cuda_problem=cuda_problem, named=given
+    )
+    refused: list[str] = []
     for choice in tried:
         try:
-            return _open(path, choice, settings)
+            _prove(choice, settings, provided)
+            session = _open(path, choice, settings, provided)
         except DeviceError as error:
-            refused = error
-    assert refused is not None
-    raise refused
+            refused.append(str(error))
+        else:
+            session.refused = tuple(refused)
+            return session
+    raise DeviceError("; ".join(refused))
 
 
-def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> Session:
+def _prove(choice: Choice, settings: ort.SessionOptions, provided: Options) -> None:
+    """Let the CPU and what is none run the probe. Raises DeviceError when they do not agree."""
+    provider = choice.provider
+    if provider == CPU:
+        return
+    if PROVIDERS[provider].cuda:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()
+    image = np.linspace(-1, 1, 2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8)
+    try:
+        scores, expected = (
+            _open(_PROBE, each, settings, provided).run(("scores",), {"image": image})[0]
+            for each in (choice, Choice(CPU, fallback=False))
+        )
+    except _PROBE_ERRORS as error:
+        raise DeviceError(f"{provider} cannot run a small graph: {said(error)}") from None
+    if not np.allclose(scores, expected, rtol=_ALIKE, atol=_ALIKE):
+        off = float(np.max(np.abs(scores - expected)))
+        raise DeviceError(f"{provider} computes a small graph otherwise than the CPU, by {off:.3g}")
+
+
+def _open(path: Path, choice: Choice, settings: ort.SessionOptions, provided: Options) -> Session:
+    names = (choice.provider, *PROVIDERS[choice.provider].beside)
     try:
         session = ort.InferenceSession(
             str(path),
             sess_options=settings,
-            providers=[choice.provider],
+            providers=[(name, dict(provided[name])) for name in names],
             enable_fallback=0,
             read_config_from_model=0,
         )
@@ -146,13 +205,31 @@ def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> Session:
         raise DeviceError(f"{choice.provider}: {_sentence(error)}") from None
     session.disable_fallback()
     if (used := session.get_providers()[0]) != choice.provider:
-        raise DeviceError(f"{choice.provider} was asked for and ONNX Runtime took {used}")
+        why = _missing(choice.provider)
+        raise DeviceError(f"{choice.provider} was asked for and ONNX Runtime took {used}{why}")
+    if choice.provider != CPU and not opened.nodes.get(choice.provider):
+        raise DeviceError(f"{choice.provider} took none of the graph's nodes: {opened.nodes}")
     return opened
+
+
+def _missing(provider: str) -> str:
+    """Return why ONNX Runtime does not load a provider; by itself it only logs that."""
+    if not PROVIDERS[provider].cuda:
+        return ""
+    name = f"libonnxruntime_providers_{PROVIDERS[provider].short.lower()}.so"
+    try:
+        ort.register_execution_provider_library(
+            provider, str(Path(ort.__file__).parent / "capi" / name)
+        )
+    except _OPEN_ERRORS as error:
+        return f": {_cut(error)} (pip install 'darkroom[cuda]' has NVIDIA's libraries)"
+    return ""
 
 
 def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
     """Return the options. Raises one SettingsError for all that are not known or cannot be set."""
     settings = ort.SessionOptions()
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     problems = []
     for name, value in {**_DEFAULTS, **options}.items():
         if name in _ENTRIES:
@@ -183,7 +260,11 @@ def _precision(signature: Signature) -> str:
 
 def _sentence(error: Exception) -> str:
     """Return one line of what ONNX Runtime says, without its codes and paths."""
-    text = " ".join(str(error).split())
-    for mark in ("failed:", "Status Message: "):
+    return f"ONNX Runtime cannot open it: {_cut(error)}"
+
+
+def _cut(error: Exception) -> str:
+    text = scrubbed(str(error))
+    for mark in ("failed:", "Status Message: ", "with error: "):
         text = text.rpartition(mark)[2]
-    return f"ONNX Runtime cannot open it: {text or type(error).__name__}"
+    return text or type(error).__name__

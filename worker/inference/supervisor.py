@@ -15,7 +15,7 @@ from worker.inference.engines import Engine, EngineSpec
 from worker.inference.faults import answer_to
 from worker.inference.process import Spawn
 from worker.inference.window import Window
-from worker.protocol.messages import Loaded, Outcomes, Stopped
+from worker.protocol.messages import Loaded, Outcomes, Stopped, Trouble
 from worker.types import EngineStamp, Limits, ModelStamp
 
 _WATCHDOG_FLOOR_S = 30.0
@@ -233,6 +233,11 @@ class Supervisor:
             match message:
                 case Outcomes():
                     self._dispatcher.outcomes(message)
+                case Trouble(kind, why):
+                    _log.warning(
+                        "engine.trouble", model=str(self._spec.ref), pid=engine.pid, kind=kind,
+                        why=why,
+                    )  # fmt: skip
                 case Stopped():
                     return
                 case _:
@@ -279,7 +284,18 @@ class Supervisor:
             provider=engine.loaded.provider, lanes=self._spec.load.lanes,
             max_size=engine.loaded.max_size, took_s=round(time.monotonic() - began_s, 2),
         )  # fmt: skip
+        self._tell_where(engine.loaded)
         return engine
+
+    def _tell_where(self, loaded: Loaded) -> None:
+        """Warn when not all of a graph runs where it was wanted."""
+        refused, nodes = loaded.signature.get("refused"), loaded.signature.get("nodes", {})
+        if refused:
+            _log.warning(
+                "engine.fallback", model=str(self._spec.ref), provider=loaded.provider, why=refused
+            )
+        if len(nodes) > 1:
+            _log.warning("engine.nodes_elsewhere", model=str(self._spec.ref), nodes=nodes)
 
     def _attached(self, engine: Engine) -> Attached:
         loaded, ref = engine.loaded, self._spec.ref

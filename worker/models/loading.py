@@ -291,6 +291,7 @@ class Loader:
             session=dict(options.session),
             failpoint=options.failpoint,
             quiet=quiet,
+            provider_options=options.provider_options,
         )
         return EngineSpec(version.ref, load, options.watchdog_s, options.devices.first)
 

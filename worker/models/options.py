@@ -34,6 +34,7 @@ class RegistryOptions(NamedTuple):
     failpoint: str | None = None
     devices: Devices = NO_DEVICES
     """GPUs for engines."""
+    provider_options: Mapping[str, dict[str, str]] = MappingProxyType({})
 
     @classmethod
     def of(
@@ -52,6 +53,7 @@ class RegistryOptions(NamedTuple):
             reset_timeout_s=breaker.reset_timeout_s,
             failpoint=failpoint,
             devices=devices,
+            provider_options=MappingProxyType(engine.provider_options),
         )
 
 

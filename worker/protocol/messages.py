@@ -4,10 +4,11 @@ One message = a small JSON header, then raw bytes (the body). The channel frames
 does I/O. Ids are the worker's own numbers for records, unique for the life of a worker.
 
 worker -> engine    Load, Submit, SetLimits, Bye
-engine -> worker    Loaded | LoadFailed, Outcomes, Stopped
+engine -> worker    Loaded | LoadFailed, Outcomes, Trouble, Stopped
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -30,13 +31,15 @@ class Load(NamedTuple):
     decode_bytes: int
     """Bytes that all lanes together may reserve for decoding."""
     policy: str
-    """`prefer-gpu`, `require-gpu` or `cpu`."""
+    """`types.Policy`."""
     session: dict[str, str]
     """ONNX Runtime session options under ONNX Runtime's own names."""
     failpoint: str | None
     """Failpoints of the engine (`after_decode`, `before_run`, `after_run`), see failpoints."""
     quiet: bool = False
     """Load behind those who serve meanwhile: the thread that loads steps back."""
+    provider_options: Mapping[str, dict[str, str]] = MappingProxyType({})
+    """Execution provider -> its options; both under ONNX Runtime's own names."""
 
 
 class Loaded(NamedTuple):
@@ -55,14 +58,15 @@ class Loaded(NamedTuple):
     service_ms: dict[str, float]
     """Batch size -> milliseconds of one run, measured while warming."""
     signature: dict[str, Any]
-    """What the graph says: `inputs` and `outputs` (name, dtype, shape), `metadata`."""
+    """What the graph says: `inputs` and `outputs` (name, dtype, shape), `metadata`; then `nodes`
+    (execution provider -> how many run there) and `refused` (why no better provider is used)."""
 
 
 class LoadFailed(NamedTuple):
     """The version must not be served."""
 
     kind: str
-    """Who is at fault: `model` (the version), `device`, or `settings` (a session option)."""
+    """Who is at fault: `model` (the version), `device`, or `settings` (options, installation)."""
     message: str
     """Without file and field, which stand beside it."""
     file: str | None
@@ -92,6 +96,18 @@ class SetLimits(NamedTuple):
 
 class Bye(NamedTuple):
     """Finish what you have, send its outcomes, answer Stopped, exit."""
+
+
+class Trouble(NamedTuple):
+    """A fault of the device, sent once for each. What was being run has had no outcome.
+
+    After `oom` the engine may go on with smaller batches, after `suspect` with what it has proved
+    anew; after all others it ends.
+    """
+
+    kind: str
+    """`oom`, `sticky`, `init` or `suspect` (`engine.trouble.Kind`)."""
+    message: str
 
 
 class Stopped(NamedTuple):
@@ -139,7 +155,7 @@ class Outcomes(NamedTuple):
     """Rows that ran together; 0 when nothing ran."""
 
 
-Message = Load | Loaded | LoadFailed | Submit | SetLimits | Bye | Outcomes | Stopped
+Message = Load | Loaded | LoadFailed | Submit | SetLimits | Bye | Outcomes | Trouble | Stopped
 
 _PLAIN: dict[str, type[Any]] = {
     "load": Load,
@@ -147,6 +163,7 @@ _PLAIN: dict[str, type[Any]] = {
     "load-failed": LoadFailed,
     "limits": SetLimits,
     "bye": Bye,
+    "trouble": Trouble,
     "stopped": Stopped,
 }
 _TAGS = {kind: tag for tag, kind in _PLAIN.items()}

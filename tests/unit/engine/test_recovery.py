@@ -1,0 +1,356 @@
+"""Faults of a scripted device, through the real engine host, its channel, queue, rows and lanes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from tests.contract.engines import DEADLINE_S, load
+from tests.unit.engine import graphs
+from tests.unit.engine.test_trouble import ARENA, CUBLAS, CUDNN, ILLEGAL, LOST
+from worker.engine import host, loader
+from worker.engine.host import serve
+from worker.engine.loader import load_model
+from worker.engine.model import Array, Model
+from worker.engine.providers import CPU, CUDA
+from worker.engine.session import Session, open_session
+from worker.errors import DeviceError
+from worker.protocol.channel import Channel, socket_pair
+from worker.protocol.messages import (
+    Bye,
+    Done,
+    Fault,
+    Load,
+    Loaded,
+    LoadFailed,
+    Message,
+    Outcomes,
+    Retry,
+    Row,
+    Stopped,
+    Submit,
+    Trouble,
+)
+from worker.protocol.page import Page, Phase
+from worker.types import Reason
+
+BRIGHT = graphs.png(graphs.BRIGHT)
+MARKED = graphs.png(77)
+MARK = 77 / 255
+
+Act = Callable[[Array], Exception | float | None]
+"""What a run of these rows does: raise, or add to all outputs (NaN), or nothing."""
+
+
+class Scripted:
+    """A session on a device that does what a script says, and otherwise what the CPU computes."""
+
+    def __init__(self, real: Session, provider: str) -> None:
+        self._real = real
+        self.signature, self.nodes, self.refused = real.signature, real.nodes, real.refused
+        self.stamp = real.stamp._replace(provider=provider)
+        self.act: Act = lambda _: None
+        self.sizes: list[int] = []
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        [batch] = feeds.values()
+        self.sizes.append(len(batch))
+        done = self.act(batch)
+        if isinstance(done, Exception):
+            raise done
+        return [array + np.float32(done or 0) for array in self._real.run(outputs, feeds)]
+
+
+def turns(*acts: Exception | float | None) -> Act:
+    """Do one after the other, then nothing."""
+    left = iter(acts)
+    return lambda _: next(left, None)
+
+
+def is_golden(batch: Array) -> bool:
+    """A golden sample that is run again is the one batch of a single bright row in these tests."""
+    return len(batch) == 1
+
+
+class Engine:
+    """A real host on a thread, one lane, with a model that is loaded once."""
+
+    def __init__(self, model: Model, asked: Load) -> None:
+        model.memory_cap = None
+        self.troubles: list[Trouble] = []
+        self.ends: dict[int, Done | Fault | Retry] = {}
+        self.messages: list[Message] = []
+        self._page, (ours, theirs) = Page.make(lanes=1, max_ids=16), socket_pair()
+        ours.settimeout(DEADLINE_S)
+        self._channel = Channel(ours)
+        self._pool = ThreadPoolExecutor(1)
+        self._ended = self._pool.submit(serve, theirs, self._page)
+        self._channel.send(asked)
+        assert isinstance(self._channel.receive(), Loaded)
+
+    def run(self, images: Sequence[bytes], *, first: int = 0) -> None:
+        rows = [Row(n, image, alone=False) for n, image in enumerate(images, start=first)]
+        self._channel.send(Submit(tuple(rows)))
+        while len(self.ends) < first + len(images):
+            message = self._channel.receive()
+            if message is None:
+                return
+            self._take(message)
+
+    def end(self) -> BaseException | None:
+        """End it, if it has not ended; return what it died of."""
+        try:
+            self._channel.send(Bye())
+            while not isinstance(message := self._channel.receive(), Stopped | None):
+                self._take(message)
+        except OSError:
+            pass  # it has gone
+        error = self._ended.exception(DEADLINE_S)
+        assert all(lane.phase is Phase.IDLE for lane in self._page.read())
+        self._pool.shutdown()
+        self._channel.close()
+        self._page.close()
+        return error
+
+    def _take(self, message: Message) -> None:
+        self.messages.append(message)
+        if isinstance(message, Trouble):
+            self.troubles.append(message)
+            return
+        assert isinstance(message, Outcomes)
+        ends: list[Done | Fault | Retry] = [*message.done, *message.faults, *message.retries]
+        for end in ends:
+            assert end.id not in self.ends, "two outcomes for one record"
+            self.ends[end.id] = end
+
+
+class Device:
+    """A model on a scripted device, and engines that serve it."""
+
+    def __init__(self, folder: Path, provider: str = CUDA) -> None:
+        self.asked = load(folder, graphs.version(folder), lanes=1)
+        self.model = load_model(self.asked)
+        self.session = Scripted(self.model.session, provider)
+        self.model.session = self.session  # type: ignore[assignment]  # all that lanes use of one
+
+    def serve(self, act: Act, images: Sequence[bytes] = (BRIGHT,) * 4) -> Engine:
+        """Start an engine, and let it run these images while the device does as it is told."""
+        self.session.act, self.session.sizes = act, []
+        engine = Engine(self.model, self.asked)
+        engine.run(images)
+        return engine
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Device]:
+    root = tmp_path_factory.mktemp("models")
+    return {provider: Device(root / provider, provider) for provider in (CPU, CUDA)}
+
+
+@pytest.fixture
+def device(devices: dict[str, Device], monkeypatch: pytest.MonkeyPatch) -> Device:
+    monkeypatch.setattr(host, "load_model", lambda _: devices[CUDA].model)
+    return devices[CUDA]
+
+
+@pytest.fixture
+def processor(devices: dict[str, Device], monkeypatch: pytest.MonkeyPatch) -> Device:
+    monkeypatch.setattr(host, "load_model", lambda _: devices[CPU].model)
+    return devices[CPU]
+
+
+def kinds(engine: Engine) -> list[str]:
+    return [trouble.kind for trouble in engine.troubles]
+
+
+def types(engine: Engine) -> list[type]:
+    return [type(engine.ends[n]) for n in sorted(engine.ends)]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(native.Fail(ILLEGAL), "sticky"), (RuntimeError(LOST), "init")]
+)
+def test_a_lost_device_ends_the_engine_and_its_rows_are_nobodys_suspects(
+    device: Device, error: Exception, kind: str
+) -> None:
+    engine = device.serve(lambda _: error)
+    assert (engine.ends, kinds(engine)) == ({}, [kind])
+    assert device.session.sizes == [4]
+    died = engine.end()  # it also sees that the page names no row
+    assert isinstance(died, DeviceError)
+    assert "hostname" not in str(died) + engine.troubles[0].message
+
+
+def test_a_batch_that_found_no_memory_is_run_in_halves_and_none_is_so_large_again(
+    device: Device,
+) -> None:
+    too_many = native.Fail(ARENA)
+    engine = device.serve(lambda batch: too_many if len(batch) > 2 else None)
+    assert (types(engine), kinds(engine)) == ([Done] * 4, ["oom"])
+    assert device.session.sizes == [4, 2, 2]
+    engine.run([BRIGHT] * 4, first=4)
+    assert (types(engine), kinds(engine)) == ([Done] * 8, ["oom"])
+    assert max(device.session.sizes[3:]) == 2
+    assert engine.end() is None
+
+
+def test_an_odd_batch_is_halved_down_to_single_rows(device: Device) -> None:
+    too_many = native.Fail(ARENA)
+    engine = device.serve(lambda batch: too_many if len(batch) > 1 else None, [BRIGHT] * 3)
+    assert (types(engine), device.session.sizes) == ([Done] * 3, [3, 1, 1, 1])
+    assert engine.end() is None
+
+
+def test_a_device_without_memory_for_one_row_is_tried_once_more_and_given_up(
+    device: Device,
+) -> None:
+    engine = device.serve(lambda _: native.Fail(ARENA), [BRIGHT])
+    assert (engine.ends, kinds(engine), device.session.sizes) == ({}, ["oom"], [1, 1])
+    assert isinstance(engine.end(), DeviceError)
+    passing = device.serve(turns(native.Fail(ARENA)), [BRIGHT])
+    assert (types(passing), kinds(passing)) == ([Done], ["oom"])
+    assert passing.end() is None
+
+
+def test_a_library_that_failed_once_is_believed_after_the_golden_sample(device: Device) -> None:
+    engine = device.serve(turns(native.Fail(CUBLAS)))
+    assert (types(engine), kinds(engine)) == ([Done] * 4, ["suspect"])
+    assert device.session.sizes == [4, 1, 4]
+    assert engine.end() is None
+
+
+@pytest.mark.parametrize(
+    ("act", "kind"),
+    [
+        (lambda _: native.Fail(CUDNN), "sticky"),
+        (lambda batch: None if is_golden(batch) else native.Fail(CUDNN), "suspect"),
+        (turns(native.Fail(CUDNN), 0.1), "sticky"),
+        (turns(native.Fail("nobody has recorded this"), native.Fail("nor this")), "sticky"),
+        (turns(native.Fail("nobody has recorded this"), 0.1), "sticky"),
+        (turns(float("nan"), float("nan")), "sticky"),
+        (turns(float("nan"), native.Fail("nobody has recorded this")), "sticky"),
+        (turns(native.Fail("unheard of"), None, None, native.Fail(ILLEGAL)), "sticky"),
+    ],
+)
+def test_a_device_that_cannot_be_trusted_ends_its_engine(
+    device: Device, act: Act, kind: str
+) -> None:
+    engine = device.serve(act)
+    assert (engine.ends, kinds(engine)) == ({}, [kind])
+    assert isinstance(engine.end(), DeviceError)
+
+
+def test_a_batch_of_nan_that_has_numbers_when_run_again_is_served(device: Device) -> None:
+    engine = device.serve(turns(float("nan")))
+    assert (types(engine), kinds(engine)) == ([Done] * 4, ["suspect"])
+    assert device.session.sizes == [4, 1, 4]
+    assert engine.end() is None
+
+
+def test_rows_that_give_nan_whenever_they_run_fail_and_the_device_is_not_suspected(
+    device: Device,
+) -> None:
+    engine = device.serve(lambda batch: None if is_golden(batch) else float("nan"))
+    assert (types(engine), kinds(engine)) == ([Fault] * 4, [])
+    assert {end.reason for end in engine.ends.values() if isinstance(end, Fault)} == {
+        Reason.RESULT_NOT_FINITE
+    }
+    assert engine.end() is None
+
+
+@pytest.mark.parametrize("text", ["indices element out of data bounds", "unheard of"])
+@pytest.mark.parametrize("which", ["device", "processor"])
+def test_a_record_that_no_run_can_take_is_poison_on_any_device(
+    which: str, text: str, request: pytest.FixtureRequest
+) -> None:
+    played: Device = request.getfixturevalue(which)
+    error = native.InvalidArgument(text) if "bounds" in text else native.Fail(text)
+
+    def marked(batch: Array) -> Exception | None:
+        return error if np.isclose(batch.mean((1, 2, 3)), MARK).any() else None
+
+    engine = played.serve(marked, [BRIGHT, MARKED, BRIGHT, BRIGHT])
+    assert (types(engine), kinds(engine)) == ([Done, Fault, Done, Done], [])
+    assert engine.end() is None
+
+
+def test_memory_that_the_cpu_lacks_for_one_row_is_judged_by_the_worker(processor: Device) -> None:
+    engine = processor.serve(lambda _: MemoryError(), [BRIGHT])
+    assert (types(engine), kinds(engine)) == ([Retry], [])
+    assert engine.end() is None
+
+
+FAULTS = st.sampled_from(
+    [
+        native.Fail(ILLEGAL),
+        native.Fail(ARENA),
+        RuntimeError(LOST),
+        native.Fail(CUBLAS),
+        native.EPFail("TensorRT EP execution context enqueue failed."),
+        native.NotImplemented("Could not find an implementation"),
+        MemoryError(),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(acts=st.lists(st.one_of(st.none(), FAULTS), max_size=8), count=st.integers(1, 6))
+def test_no_fault_of_a_device_or_a_model_ever_makes_a_dead_letter(
+    devices: dict[str, Device], acts: list[Exception | None], count: int
+) -> None:
+    played = devices[CUDA]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "load_model", lambda _: played.model)
+        engine = played.serve(turns(*acts), [BRIGHT] * count)
+        died = engine.end()
+    assert died is None or isinstance(died, DeviceError)
+    assert Fault not in types(engine)
+    assert died is not None or len(engine.ends) == count
+    assert (died is None) or kinds(engine)
+
+
+@pytest.fixture
+def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Act], LoadFailed]:
+    """Load on a scripted device; return the refusal."""
+
+    def load_with(act: Act) -> LoadFailed:
+        def scripted(*args: Any, **kwargs: Any) -> Any:
+            session = Scripted(open_session(*args, **kwargs), CUDA)
+            session.act = act
+            return session
+
+        monkeypatch.setattr(loader, "open_session", scripted)
+        page, (ours, theirs) = Page.make(lanes=1, max_ids=4), socket_pair()
+        Channel(ours).send(load(tmp_path / "1", graphs.version(tmp_path / "1")))
+        serve(theirs, page)
+        answer = Channel(ours).receive()
+        ours.close()
+        page.close()
+        assert isinstance(answer, LoadFailed)
+        return answer
+
+    return load_with
+
+
+@pytest.mark.parametrize(
+    ("act", "kind"),
+    [
+        (lambda _: native.Fail(ILLEGAL), "device"),
+        (lambda batch: native.Fail(ARENA) if len(batch) > 2 else None, "device"),
+        (lambda _: native.Fail(CUDNN), "device"),
+        (lambda _: native.Fail("nobody has recorded this"), "model"),
+        (lambda _: float("nan"), "model"),
+    ],
+)
+def test_a_fault_of_the_device_while_loading_refuses_no_version(
+    refusing: Callable[[Act], LoadFailed], act: Act, kind: str
+) -> None:
+    answer = refusing(act)
+    assert answer.kind == kind
+    assert "hostname" not in answer.message
