@@ -248,8 +248,9 @@ def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
 
 
 def _device(choice: Choice) -> str:
-    # Without a GPU it is this processor, whatever the provider: the wrong one is refused later.
-    return (None if choice.provider == CPU else cuda_device()) or cpu_name()
+    """Return the GPU's UUID where the provider runs on CUDA; what others run on is not known."""
+    on_cuda = any(each.cuda for each in PROVIDERS.values() if each.name == choice.provider)
+    return (cuda_device() if on_cuda else None) or cpu_name()
 
 
 def _precision(signature: Signature) -> str:

@@ -14,7 +14,7 @@ from worker.protocol.survey import NO_DRIVER, Gpu, Survey
 
 PROVIDER = "CUDAExecutionProvider"
 """What a GPU of this survey is used by."""
-REQUIRE = frozenset({"require-gpu"})
+REQUIRE = frozenset({"require-gpu", "require-cuda", "require-tensorrt"})
 """Policies with which no worker starts without such a GPU, where its driver is installed."""
 _WANT = REQUIRE | {"prefer-gpu"}
 """Those with which it is looked for."""
