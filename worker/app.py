@@ -35,6 +35,7 @@ from worker.kafka.resolve import Resolver
 from worker.kafka.topics import TopicFacts, inspect_topics
 from worker.membership import Membership
 from worker.models.cache import cache_of
+from worker.models.footprint import needed_memory
 from worker.models.options import Listeners, RegistryOptions
 from worker.models.registry import Registry
 from worker.models.repository import Repository, demo_repository
@@ -96,6 +97,11 @@ class Worker:
                 await health.stop()
 
     async def _serve(self, until_idle_s: float | None) -> int:
+        memory = await self._unless_stopped(asyncio.to_thread(needed_memory, self._settings))
+        if memory is None:
+            return 0
+        if scarce := memory.check():
+            log.warning("memory is scarce", why=scarce)
         registry = self._registry()
         host = Host(registry, self._state)
         agent = self._agent(registry, host)
