@@ -43,8 +43,8 @@ class Cold(NamedTuple):
     worker_pss_mb: float
     """Proportional set size when idle; so is the next."""
     engine_pss_mb: float
-    resident_mb: float
-    """Own pages of both, and those of files once: what `models/room.py` reckons with."""
+    peak_mb: float
+    """The most of own pages of both, and those of files once: what `models/room.py` reckons by."""
 
     @property
     def pss_mb(self) -> float:
@@ -66,12 +66,12 @@ def start(stack: local.Stack, case: Case) -> Cold:
         time.sleep(IDLE_S)
         worker, engine = peer.processes()
         worker_mb, engine_mb = (each.memory_full_info().pss / 1e6 for each in (worker, engine))
-        resident_mb = resident_bytes((worker.pid, engine.pid)) / 1e6
+        peak_mb = resident_bytes((worker.pid, engine.pid)) / 1e6
         loaded_s = peer.logged_s("engine.loaded") - began_s
         peer.end()
     first_s = min(watched.read().stamps_ms.values()) / 1e3 - began_s
     topics.remove(stack, made)
-    return Cold(first_s, loaded_s, worker_cpu_s, engine_cpu_s, worker_mb, engine_mb, resident_mb)
+    return Cold(first_s, loaded_s, worker_cpu_s, engine_cpu_s, worker_mb, engine_mb, peak_mb)
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
