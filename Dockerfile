@@ -2,15 +2,16 @@
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
+# Bytecode is compiled here: the worker's user could not keep it, and every engine would begin anew.
 COPY requirements/tools.lock requirements/worker.lock requirements/
 RUN python -m venv /opt/tools \
     && /opt/tools/bin/pip install --no-cache-dir --require-hashes -r requirements/tools.lock \
     && python -m venv --without-pip /opt/darkroom \
-    && /opt/tools/bin/uv pip install --no-cache --python /opt/darkroom/bin/python --require-hashes -r requirements/worker.lock
+    && /opt/tools/bin/uv pip install --no-cache --compile-bytecode --python /opt/darkroom/bin/python --require-hashes -r requirements/worker.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
 RUN /opt/tools/bin/python -m hatchling build -t wheel \
-    && /opt/tools/bin/uv pip install --no-cache --python /opt/darkroom/bin/python --no-deps dist/*.whl
+    && /opt/tools/bin/uv pip install --no-cache --compile-bytecode --python /opt/darkroom/bin/python --no-deps dist/*.whl
 
 FROM python:3.11-slim-bookworm
 RUN apt-get update \

@@ -1,6 +1,7 @@
 """The peers as processes: started, watched, measured, ended. None is left behind."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +87,18 @@ class Peer:
         times = psutil.cpu_times()
         return Usage(time.time(), cpu, times.idle + getattr(times, "iowait", 0.0), rss)
 
+    def processes(self) -> tuple[psutil.Process, psutil.Process]:
+        """Return Darkroom's worker and its engine."""
+        worker = psutil.Process(self._process.pid)
+        (engine,) = worker.children()
+        return worker, engine
+
+    def logged_s(self, event: str) -> float:
+        """Return when Darkroom first logged an event, epoch seconds."""
+        lines = map(json.loads, filter(_is_json, self._log.read_text().splitlines()))
+        stamp = next(line["timestamp"] for line in lines if line["event"] == event)
+        return datetime.fromisoformat(stamp).timestamp()
+
     def metrics(self) -> str:
         """Return what Darkroom tells of itself; empty for a loop, which tells nothing."""
         if not self._port:
@@ -134,6 +148,10 @@ def running(name: str, case: Case, where: Where, *, profile: Path | None = None)
             yield peer
         finally:
             peer.kill()
+
+
+def _is_json(line: str) -> bool:
+    return line.startswith("{")
 
 
 def _settings(case: Case, where: Where, home: Path, port: int) -> dict[str, Any]:

@@ -8,13 +8,11 @@ import uuid
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
 from worker.config import Settings
-from worker.control.agent import Agent, Identity
-from worker.control.channel import Channel
 from worker.control.fixed import Fixed
 from worker.control.memory import Memory
 from worker.control.messages import settings_state
@@ -36,6 +34,7 @@ from worker.kafka.resolve import Resolver
 from worker.kafka.topics import TopicFacts, inspect_topics
 from worker.membership import Membership
 from worker.models.cache import cache_of
+from worker.models.footprint import needed_memory
 from worker.models.options import Listeners, RegistryOptions
 from worker.models.registry import Registry
 from worker.models.repository import Repository, demo_repository
@@ -58,12 +57,26 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
+class _Agent(Protocol):
+    """Who decides what is served."""
+
+    @property
+    def started(self) -> asyncio.Event:
+        """Is set when the first state was carried out."""
+
+    async def run(self) -> None: ...
+
+    def changed(self) -> None: ...
+
+    async def leave(self) -> None: ...
+
+
 class _Crew(NamedTuple):
     """What decides, and has, the models that are served; there before any connection to Kafka."""
 
     registry: Registry
     host: Host
-    agent: Agent | Fixed
+    agent: _Agent
     following: asyncio.Task[None]
 
 
@@ -98,6 +111,11 @@ class Worker:
                 await health.stop()
 
     async def _serve(self, until_idle_s: float | None) -> int:
+        memory = await self._unless_stopped(asyncio.to_thread(needed_memory, self._settings))
+        if memory is None:
+            return 0
+        if scarce := memory.check():
+            log.warning("memory is scarce", why=scarce)
         devices = await self._unless_stopped(self._devices())
         if devices is None:
             return 0
@@ -286,13 +304,19 @@ class Worker:
         assert self._pipeline is not None
         self._pipeline.reroute(jobs)
 
-    def _agent(self, registry: Registry, host: Host) -> Agent | Fixed:
+    def _agent(self, registry: Registry, host: Host) -> _Agent:
         """Return who decides what is served: the fleet's control channel, or the settings."""
         control, models = self._settings.control, self._settings.models
         state = settings_state(models.active, models.default, fleet=control.fleet)
         reconciler = Reconciler(registry, max_loaded=models.max_loaded)
         if control.url is None:
             return Fixed(reconciler, host, state)
+        from worker.control.agent import (  # noqa: PLC0415 - redis-py takes as long as all of aiokafka
+            Agent,
+            Identity,
+        )
+        from worker.control.channel import Channel  # noqa: PLC0415 - same
+
         return Agent(
             Identity(self._id, version("darkroom")),
             Channel(control),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from worker.config_sources import Sources
+from worker.config_sources import PREFIX, Sources
 from worker.config_words import expected
 from worker.errors import SettingsError
 from worker.types import POLICIES, Policy
@@ -230,8 +230,8 @@ def debug() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment, for processes that we start."""
-    return dict(os.environ)
+    """Return the environment for engines, without settings of ours: those hold passwords."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
 def cache_dir() -> Path:

@@ -121,9 +121,16 @@ class Engine:
 
     def peak_bytes(self) -> int:
         """Return the most memory that the process ever had (VmHWM: ru_maxrss counts its parent)."""
+        return self._told_bytes("VmHWM")
+
+    def resident_bytes(self) -> int:
+        """Return the memory that the process has now."""
+        return self._told_bytes("VmRSS")
+
+    def _told_bytes(self, name: str) -> int:
         assert self.process is not None
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        [line] = [line for line in status.splitlines() if line.startswith(name)]
         return int(line.split()[1]) * 1024
 
     def _take(self, message: Message | None, ends: dict[int, tuple[End, Outcomes]]) -> None:

@@ -18,6 +18,8 @@ import pytest
 
 from tests.contract.engines import DEADLINE_S, LIMITS, Engine, load
 from tests.unit.engine import graphs
+from worker.models.footprint import row_bytes
+from worker.models.manifest import load_manifest
 from worker.protocol.channel import Channel
 from worker.protocol.messages import Bye, Done, Fault, Load, Loaded, LoadFailed, Retry, SetLimits
 from worker.protocol.page import Phase
@@ -277,6 +279,27 @@ def test_big_pictures_wait_for_memory_instead_of_multiplying_by_the_lanes(
     assert [type(end) for end, _ in ends.values()] == [Done] * 6
     # What the submitted bytes take is the worker's bound, not the decoder's.
     assert process.peak_bytes() - before_bytes < one_picture_bytes + 7 * len(big)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_the_largest_batches_took_while_warming_is_given_back(
+    process: Engine, tmp_path: Path
+) -> None:
+    row_bytes = 4 * (8 * 256) ** 2
+    asked = load(tmp_path / "1", graphs.version(tmp_path / "1", graphs.roomy()))
+    assert isinstance(process.load(asked), Loaded)
+    assert process.resident_bytes() < process.peak_bytes() - 2 * row_bytes
+    process.submit([BRIGHT] * 20)
+    assert {type(end) for end, _ in process.outcomes(20).values()} == {Done}
+
+
+def test_the_worker_reckons_the_bytes_of_a_row_as_the_engine_does(
+    engine: Engine, asked: Load
+) -> None:
+    manifest, _ = load_manifest(Path(asked.folder))
+    answer = engine.load(asked)
+    assert isinstance(answer, Loaded)
+    assert row_bytes(manifest) == answer.row_bytes
 
 
 def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:

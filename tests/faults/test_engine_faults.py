@@ -3,11 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,7 +26,7 @@ from worker.errors import EngineFault, ModelError
 from worker.inference.budget import Budget
 from worker.inference.dispatcher import Job
 from worker.inference.process import spawn_process
-from worker.inference.supervisor import Status
+from worker.inference.supervisor import Backoff, Status
 from worker.models.options import Listeners, RegistryOptions
 from worker.models.registry import Registry
 from worker.models.repository import Repository
@@ -32,6 +35,15 @@ from worker.types import ModelRef, Position, Predicted, Ticket
 
 REF = ModelRef("light", "1")
 MARK = "poison!"
+ENDS = {
+    "kill": "SIGKILL",
+    "abort": "SIGABRT",
+    "segfault": "SIGSEGV",
+    "spin": "same work",
+    "freeze": "same work",
+}
+"""What happens to an engine -> what the worker says of it. `kill` is the kernel's answer to a group
+of processes that is out of memory."""
 DEADLINE_S = 60.0
 BUDGET = Budget(lanes=2, decode_bytes=1 << 30, largest_bytes=800_000_000, memory_bytes=1 << 34)
 
@@ -78,6 +90,14 @@ async def serving(
 def engines() -> list[psutil.Process]:
     """Engines that this process has started (the session's Kafka may be its child too)."""
     return [c for c in psutil.Process().children() if "worker.engine" in " ".join(c.cmdline())]
+
+
+def oom_points(pid: int) -> int:
+    return int((Path("/proc") / str(pid) / "oom_score_adj").read_text())
+
+
+def ended(ends: Ends, count: int) -> bool:
+    return len(ends.of) == count
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -139,6 +159,48 @@ async def test_a_record_that_hangs_a_lane_is_convicted_and_its_mates_are_served(
         assert ends.convicted == {17}
         assert ends.count() == {"Predicted": 59, "record.poison": 1}
         assert "same work" in (status(registry).reason or "")
+
+
+@pytest.mark.parametrize("point", ["after_decode", "before_run"])
+async def test_what_ends_an_engine_and_does_not_come_again_costs_a_retry_and_no_record(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    monkeypatch.setattr(Backoff, "next_s", lambda _: 0.0)
+    armed = {end: tmp_path / f"{end}.armed" for end in ENDS}
+    failpoint = ";".join(f"{point}={end}@!{end}!?{file}" for end, file in armed.items())
+    ends = Ends()
+    async with serving(repository, ends, failpoint=failpoint, watchdog_s=1.0) as registry:
+        for number, (end, said) in enumerate(ENDS.items()):
+            armed[end].touch()
+            first = 20 * number
+            works = [job(offset) for offset in range(first, first + 20)]
+            works[7] = works[7]._replace(image=works[7].image + f"!{end}!".encode())
+            registry.submit(works)
+            await until(partial(ended, ends, first + 20))
+            assert not armed[end].exists()
+            assert said in (status(registry).reason or "")
+            assert status(registry).restarts == number + 1
+        assert ends.count() == {"Predicted": 20 * len(ENDS)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_an_engine_has_nothing_of_its_worker_and_may_do_less(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.set_inheritable(True)
+        async with serving(repository, Ends()) as registry:
+            engine = psutil.Process(status(registry).pid)
+            home = Path("/proc") / str(engine.pid)
+            opened = [str(entry.readlink()) for entry in (home / "fd").iterdir()]
+            told = (home / "status").read_text()
+            points, ours = oom_points(engine.pid), oom_points(os.getpid())
+            core = engine.rlimit(psutil.RLIMIT_CORE)
+    kinds = Counter(link.partition("[")[0] for link in opened)
+    page = kinds.pop("/memfd:darkroom-progress (deleted)")
+    assert page <= 2, "Python's map of it has a descriptor of its own"
+    assert kinds == {"/dev/null": 2, "pipe:": 1, "socket:": 1}, "its stderr and its channel"
+    assert "NoNewPrivs:\t1" in told
+    assert core[0] == 0
+    assert points == min(1000, ours + 300), "the kernel must end an engine before its worker"
 
 
 async def test_a_record_whose_run_raises_is_convicted_without_a_death(repository: Path) -> None:

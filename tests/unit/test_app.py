@@ -19,7 +19,7 @@ from tests.ledger import account
 from worker.app import Worker
 from worker.config import Settings
 from worker.demo.pictures import pictures
-from worker.errors import BrokerRefused, DeviceError, ModelError
+from worker.errors import BrokerRefused, DeviceError, ModelError, SettingsError
 from worker.local.stack import Stack
 from worker.process import NOT_DRAINED, signals
 
@@ -125,6 +125,16 @@ async def test_a_gpu_that_is_named_and_not_here_ends_the_worker_with_4_before_a_
             await worker.run()
     assert told.value.exit_code == 4
     assert "models" not in worker._state.unready_because
+
+
+async def test_a_worker_that_may_need_more_memory_than_there_is_ends_before_it_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.inference.budget.memory_bytes", lambda: 1_000_000_000)
+    with pytest.raises(SettingsError, match=r"lower limits\.image_max_pixels") as refused:
+        async with asyncio.timeout(30):
+            await Worker(settings(tmp_path, {"bootstrap_servers": NOBODY})).run()
+    assert refused.value.exit_code == 2
 
 
 async def test_a_worker_without_brokers_is_alive_unready_and_ends_when_told(

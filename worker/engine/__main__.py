@@ -7,15 +7,23 @@ glibc.malloc.mmap_threshold=268435456:glibc.malloc.trim_threshold=1073741824 (fe
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_OOM_POINTS = 300
+"""By so many thousandths of the memory an engine counts for more than it has: when the kernel must
+end a process, it is an engine that comes back, not the worker with its partitions."""
+_OOM_MOST = 1000
 _NICE = 10
 
 
@@ -27,6 +35,7 @@ def main() -> NoReturn:
     parser.add_argument("--quiet", action="store_true")
     asked = parser.parse_args()
     _die_with(asked.parent)
+    _step_down()
     # The worker decides when its engine ends; Ctrl-C in a terminal reaches the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -62,6 +71,24 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         _end(0)
+
+
+def _step_down() -> None:
+    """Give up what no engine needs: it runs native code on bytes that strangers sent.
+
+    No limit of the address space: CUDA reserves hundreds of gigabytes of it that it never uses.
+    Nor other users, groups or namespaces: only root may, and a worker is not to run as root.
+    """
+    # A core would be gigabytes of other people's pictures on the disk, and the next engine waits
+    # until it is written. The hard limit stays: `prlimit --core=unlimited --pid PID` has one.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if sys.platform != "linux":
+        return
+    on, nothing = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, on, nothing, nothing, nothing)
+    points = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError):  # a /proc that is read-only or not there
+        points.write_text(str(min(_OOM_MOST, int(points.read_text()) + _OOM_POINTS)))
 
 
 def _end(code: int) -> NoReturn:

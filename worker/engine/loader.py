@@ -4,6 +4,7 @@ In this order: manifest, digests of all files, graph, agreement of both, golden 
 real path, rows proven independent of each other, batch sizes warmed and timed.
 """
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -85,6 +86,7 @@ def load_model(load: Load) -> Model:
     except RUN_ERRORS as error:
         _not_the_device(model, error)
         raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
+    _rest(model, rows[0])
     return model
 
 
@@ -216,6 +218,17 @@ def _warm(model: Model, batch: Array, cap: int) -> dict[str, float]:
         if size in timed:
             service_ms[str(size)] = min(took_ms)
     return service_ms
+
+
+def _rest(model: Model, batch: Array) -> None:
+    """Give back what warming took and single records do not need.
+
+    Measured: 70 MB of an engine instead of 190, squeezenet; it comes back with the first batches.
+    """
+    rows = np.repeat(batch, model.agreement.fixed_batch or 1, axis=0)
+    model.session.shrink(model.agreement.outputs, {model.agreement.input_name: rows})
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)
 
 
 def _usual(cap: int) -> set[int]:

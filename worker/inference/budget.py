@@ -4,6 +4,7 @@ Measured from the machine as this process sees it: its affinity, its control gro
 """
 
 import os
+import re
 from collections.abc import Iterable
 from math import inf
 from pathlib import Path
@@ -19,8 +20,6 @@ _DECODE_FLOOR_BYTES = 256 << 20
 """Many lanes shall not wait for each other only because the largest picture allowed is small."""
 _AUTO_MAX_SIZE = 16
 """On CPU a batch gains at most 15 % (measured), most of it up to here."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Share(NamedTuple):
@@ -123,28 +122,32 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def resident_bytes(pids: Iterable[int], root: Path = Path("/")) -> int:
-    """Return the memory that these processes have: their own pages, and those of files once.
+    """Return the most memory that these processes had: their own pages, and those of files once.
 
-    Engines map the same libraries, which the kernel (and a control group) has once. A process that
-    is gone has nothing; where there is no `/proc`, nobody has.
+    Engines map the same libraries, which the kernel (and a control group) has once. What an engine
+    gave back it will take again with its next full batch. A process that is gone has nothing; where
+    there is no `/proc`, nobody has.
     """
-    held = [_pages(pid, root) for pid in pids]
-    own = sum(resident - shared for resident, shared in held)
-    return (own + max((shared for _, shared in held), default=0)) * _PAGE_BYTES
+    held = [_held(pid, root) for pid in pids]
+    own = sum(most - shared for most, shared in held)
+    return own + max((shared for _, shared in held), default=0)
 
 
 def own_bytes(pid: int, root: Path = Path("/")) -> int:
-    """Return the memory that one process has for itself: what its end gives back."""
-    resident, shared = _pages(pid, root)
-    return (resident - shared) * _PAGE_BYTES
+    """Return the most memory that one process had for itself."""
+    most, shared = _held(pid, root)
+    return most - shared
 
 
-def _pages(pid: int, root: Path) -> tuple[int, int]:
+def _held(pid: int, root: Path) -> tuple[int, int]:
+    """Return the peak of what is resident of a process, and what it shares now."""
     try:
-        fields = (root / f"proc/{pid}/statm").read_text().split()
+        text = (root / f"proc/{pid}/status").read_text()
     except OSError:
         return 0, 0
-    return int(fields[1]), int(fields[2])
+    told = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
+    sizes = {name: int(kib) << 10 for name, kib in told}
+    return sizes.get("VmHWM", 0), sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
 
 
 def _read_up(root: Path, name: str) -> list[str]:

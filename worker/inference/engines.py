@@ -8,7 +8,8 @@ from typing import NamedTuple, Self
 
 from worker.errors import ChannelError, DeviceError, EngineFault, ModelError, SettingsError
 from worker.inference.process import EngineEnd, Peer, Spawn
-from worker.protocol.channel import AsyncChannel, socket_pair
+from worker.protocol.async_channel import AsyncChannel
+from worker.protocol.channel import socket_pair
 from worker.protocol.messages import (
     Bye,
     Load,

@@ -72,6 +72,8 @@ def engine_environment(
         "OMP_NUM_THREADS": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_MODULE_LOADING": "LAZY",
+        # From 1.29 on its official wheels upload to Microsoft, and keep a database in the home.
+        "ORT_DISABLE_TELEMETRY": "1",
         **inherited,
         "CUDA_VISIBLE_DEVICES": device or "",
         "OPENCV_IO_MAX_IMAGE_PIXELS": str(image_max_pixels),

@@ -7,13 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from worker.inference.budget import resident_bytes
+from worker.inference.memory import ENGINE_BYTES, PER_FILE_BYTE
 from worker.models.repository import Version
 
-_FLOOR_BYTES = 160 << 20
-"""Measured: 36 MiB of Python, OpenCV and ONNX Runtime, and what batches of 16 need while they run
-(140 MiB for squeezenet, whose weights are 5 MiB)."""
-_PER_FILE_BYTE = 3
-"""Of the files: read, parsed, and laid out for the kernels."""
 _MIB = 1 << 20
 
 
@@ -56,9 +52,9 @@ def expected_bytes(files_bytes: int, like: Iterable[int]) -> int:
     `like`: bytes of engines of the same model, 0 for those that are not known. A version with much
     larger files than those had is guessed by them.
     """
-    by_files = _PER_FILE_BYTE * files_bytes
+    by_files = PER_FILE_BYTE * files_bytes
     measured = max(like, default=0)
-    return max(measured, by_files) if measured else _FLOOR_BYTES + by_files
+    return max(measured, by_files) if measured else ENGINE_BYTES + by_files
 
 
 def files_bytes(version: Version) -> int:

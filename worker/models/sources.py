@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
-import aiohttp
-import fsspec
-
 from worker.errors import ModelError, SettingsError
 from worker.models.regular import open_regular
 
 CHUNK_BYTES: Final = 1 << 20
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
+_CONNECT_S: Final = 10.0
+_SILENCE_S: Final = 30.0
 """Of HTTP: a large file may take its time, silence may not."""
 
 
@@ -94,7 +92,11 @@ class Folder:
 
 
 class Remote:
-    """A URL of any protocol that fsspec has a driver for."""
+    """A URL of any protocol that fsspec has a driver for.
+
+    fsspec and aiohttp are imported when there is one: most repositories are folders, and a start
+    is quicker without them.
+    """
 
     def __init__(self, url: str) -> None:
         """Raise SettingsError when there is no driver."""
@@ -148,17 +150,24 @@ class Remote:
         return f"{root}{name}{self._chain}{self._rest}" if name else self._whole
 
     def _open(self, name: str) -> tuple[Any, str]:
+        import fsspec  # noqa: PLC0415 - see the class
+
         files, path = fsspec.url_to_fs(self._url(name), **self._options)
         files.invalidate_cache()  # drivers remember listings, for ever
         return files, path
 
 
-async def _http_client(**options: Any) -> aiohttp.ClientSession:
+async def _http_client(**options: Any) -> Any:
     """Make fsspec's HTTP client: our timeouts, and proxies as everybody names them."""
-    return aiohttp.ClientSession(**{"timeout": _TIMEOUT, "trust_env": True, **options})
+    import aiohttp  # noqa: PLC0415 - see `Remote`
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+    return aiohttp.ClientSession(**{"timeout": timeout, "trust_env": True, **options})
 
 
 def _want_driver(protocol: str, where: str) -> None:
+    import fsspec  # noqa: PLC0415 - see `Remote`
+
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:

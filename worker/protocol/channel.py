@@ -1,20 +1,19 @@
 """The channel between the worker and one engine: a Unix stream socket with framed messages.
 
 Frame: two little-endian u32 (bytes of the header, bytes of the body), the header, the body.
-The worker's end is asynchronous, the engine's end blocks; both are this file.
+This is the engine's end, which blocks; the worker's is `async_channel.py`: an engine does without
+asyncio, a tenth of what it imports.
 """
 
-import asyncio
 import contextlib
 import socket
 import struct
 import threading
-from typing import Self
 
 from worker.errors import ChannelError
 from worker.protocol.messages import Buffer, Message, decode, encode
 
-_FRAME = struct.Struct("<II")
+FRAME = struct.Struct("<II")
 _MAX_HEADER_BYTES = 64 << 20
 _MAX_BODY_BYTES = (1 << 32) - 1
 
@@ -33,10 +32,10 @@ class Channel:
 
     def receive(self) -> Message | None:
         """Wait for the next message; None when the worker has gone."""
-        frame = self._read(_FRAME.size)
+        frame = self._read(FRAME.size)
         if frame is None:
             return None
-        header_bytes, body_bytes = _sizes(frame)
+        header_bytes, body_bytes = sizes(frame)
         header = self._read(header_bytes)
         body = self._read(body_bytes)
         if header is None or body is None:
@@ -48,7 +47,7 @@ class Channel:
 
         Raises OSError (BrokenPipeError, ConnectionResetError) when the worker has gone.
         """
-        data = b"".join(_framed(message))
+        data = b"".join(framed(message))
         with self._sending:
             self._sock.sendall(data)
 
@@ -76,51 +75,18 @@ class Channel:
         return view
 
 
-class AsyncChannel:
-    """The worker's end; `receive` is for one task, `send` may be called from any."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, sock: socket.socket) -> Self:
-        """Take over a connected socket."""
-        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=1 << 20)
-        return cls(reader, writer)
-
-    async def receive(self) -> Message | None:
-        """Wait for the next message; None when the engine has gone."""
-        try:
-            header_bytes, body_bytes = _sizes(await self._reader.readexactly(_FRAME.size))
-            header = await self._reader.readexactly(header_bytes)
-            body = await self._reader.readexactly(body_bytes) if body_bytes else b""
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        return decode(header, memoryview(body))
-
-    def send(self, message: Message) -> None:
-        """Hand a message to the socket's buffer, which whoever sends must bound.
-
-        A peer that has gone is seen by `receive`; what is sent to it is dropped.
-        """
-        if not self._writer.is_closing():
-            self._writer.writelines(_framed(message))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def _framed(message: Message) -> list[Buffer]:
+def framed(message: Message) -> list[Buffer]:
+    """Return the parts of a message's frame. Raises ChannelError when it is too large."""
     header, *body = encode(message)
     body_bytes = sum(map(len, body))
     if len(header) > _MAX_HEADER_BYTES or body_bytes > _MAX_BODY_BYTES:
         raise ChannelError(f"a message of {len(header)} + {body_bytes} bytes is too large")
-    return [_FRAME.pack(len(header), body_bytes), header, *body]
+    return [FRAME.pack(len(header), body_bytes), header, *body]
 
 
-def _sizes(frame: Buffer) -> tuple[int, int]:
-    header_bytes, body_bytes = _FRAME.unpack(frame)
+def sizes(frame: Buffer) -> tuple[int, int]:
+    """Return the bytes of header and body of a frame. Raises ChannelError for what is none."""
+    header_bytes, body_bytes = FRAME.unpack(frame)
     if not 0 < header_bytes <= _MAX_HEADER_BYTES:
         raise ChannelError(f"a frame that declares a header of {header_bytes} bytes")
     return header_bytes, body_bytes

@@ -45,6 +45,9 @@ def test_as_json_it_is_one_document(darkroom: Darkroom) -> None:
 
     assert document["settings"]["kafka"]["input_topics"] == ["images"]
     assert document["origins"]["kafka.input_topics"] == "default"
+    memory = document["memory"]
+    assert memory["together_bytes"] == memory["worker_bytes"] + memory["engines_bytes"]["digits/1"]
+    assert memory["max_loaded_bytes"] > memory["together_bytes"]
 
 
 def test_check_tells_all_that_is_wrong_and_exits_with_2(darkroom: Darkroom, tmp_path: Path) -> None:
@@ -64,3 +67,29 @@ def test_check_says_that_settings_are_usable(darkroom: Darkroom) -> None:
 
     assert result.exit_code == 0
     assert "usable" in result.stdout
+
+
+def test_memory_is_shown_as_a_sum_and_refused_where_it_is_not_there(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.inference.budget.memory_bytes", lambda: 1_000_000_000)
+
+    shown, checked = darkroom("config", "show"), darkroom("config", "check")
+
+    assert shown.exit_code == 0
+    sums = [line.split() for line in shown.stdout.splitlines() if line.startswith("#  ")]
+    assert [words[1] for words in sums[:3]] == ["worker", "digits/1", "together"]
+    assert "of 1,000 MB that there are" in shown.stdout
+    assert checked.exit_code == 2
+    assert "has 1,000 MB: lower limits.image_max_pixels" in checked.stderr
+
+
+def test_check_warns_of_engines_that_memory_is_too_small_for(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.inference.budget.memory_bytes", lambda: 2_000_000_000)
+
+    checked = darkroom("config", "check")
+
+    assert checked.exit_code == 0
+    assert "But 3 engines may need" in checked.stdout

@@ -45,6 +45,15 @@ def brightness(
     )
 
 
+def roomy(*, times: int = 256) -> onnx.ModelProto:
+    """The same, by way of a picture that has so many times the pixels each way."""
+    graph = brightness()
+    graph.graph.node[0].input[0] = "tiled"
+    graph.graph.node.insert(0, helper.make_node("Tile", ["image", "times"], ["tiled"]))
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, times, times]), "times"))
+    return graph
+
+
 def mixing() -> onnx.ModelProto:
     """The same, but every row gets the mean of its batch."""
     graph = brightness()

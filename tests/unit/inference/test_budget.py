@@ -113,17 +113,19 @@ def test_memory_is_the_smallest_of_machine_and_groups(tmp_path: Path) -> None:
 
 
 def test_pages_of_files_count_once_and_processes_that_are_gone_not_at_all(tmp_path: Path) -> None:
-    for pid, statm in {7: "900 50 30 1 0 20 0", 8: "900 70 40 1 0 30 0"}.items():
+    for pid, (most, now, files) in {7: (80, 50, 28), 8: (70, 70, 38)}.items():
         (tmp_path / f"proc/{pid}").mkdir(parents=True)
-        (tmp_path / f"proc/{pid}/statm").write_text(statm + "\n")
-    page = os.sysconf("SC_PAGE_SIZE")
-    assert resident_bytes([7, 8, 9], tmp_path) == (20 + 30 + 40) * page
-    assert own_bytes(8, tmp_path) == 30 * page
+        (tmp_path / f"proc/{pid}/status").write_text(
+            f"Name:\tpython\nVmHWM:\t {most} kB\nVmRSS:\t {now} kB\nRssAnon:\t 1 kB\n"
+            f"RssFile:\t {files} kB\nRssShmem:\t 2 kB\nThreads:\t3\n"
+        )
+    assert resident_bytes([7, 8, 9], tmp_path) == (50 + 30 + 40) * 1024, "by the peaks"
+    assert own_bytes(8, tmp_path) == 30 * 1024
     assert resident_bytes([], tmp_path) == own_bytes(9, tmp_path) == 0
 
 
 def test_the_memory_of_this_process_can_be_measured() -> None:
-    if not Path("/proc/self/statm").is_file():
+    if not Path("/proc/self/status").is_file():
         pytest.skip("this system has no /proc")
     assert 1 * MB < own_bytes(os.getpid()) < resident_bytes([os.getpid()])
 

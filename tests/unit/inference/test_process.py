@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from worker.config import environment
 from worker.inference.process import _Process, engine_environment
 
 
@@ -26,6 +27,7 @@ def test_what_the_operator_set_of_tuning_wins_but_not_over_the_pixel_limit() -> 
     assert environment["PATH"] == "/bin"
     assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["ORT_DISABLE_TELEMETRY"] == "1"
     assert environment["OPENCV_IO_MAX_IMAGE_PIXELS"] == "50"
 
 
@@ -37,6 +39,16 @@ def test_an_engine_sees_the_gpu_that_it_is_given_and_no_other(
     environment = engine_environment(inherited, image_max_pixels=50, device=device)
     assert environment["CUDA_VISIBLE_DEVICES"] == visible
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_engines_know_no_setting_of_the_worker_which_may_be_a_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DARKROOM_KAFKA__SASL_PASSWORD", "secret")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    given = engine_environment(environment(), image_max_pixels=50)
+    assert given["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "secret" not in given.values()
 
 
 @pytest.mark.parametrize(

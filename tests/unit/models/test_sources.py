@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-import aiohttp
 import fsspec
 import pytest
 
@@ -115,7 +114,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
 def test_a_server_that_falls_silent_is_given_up_on(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_TIMEOUT", aiohttp.ClientTimeout(total=None, sock_read=0.2))
+    monkeypatch.setattr(sources, "_SILENCE_S", 0.2)
     fsspec.get_filesystem_class("http").clear_instance_cache()
     stall = web.faults["GET /a"] = Stall(b"content")
     with pytest.raises(ModelError, match="cannot be read") as caught:

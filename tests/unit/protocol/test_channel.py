@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from worker.errors import ChannelError
-from worker.protocol.channel import AsyncChannel, Channel, socket_pair
+from worker.protocol.async_channel import AsyncChannel
+from worker.protocol.channel import Channel, socket_pair
 from worker.protocol.messages import Bye, Outcomes, Retry, Row, Stopped, Submit
 
 Pair = tuple[socket.socket, socket.socket]

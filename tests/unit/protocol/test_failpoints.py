@@ -1,5 +1,7 @@
+import select
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +32,25 @@ def test_an_unknown_failpoint_is_refused_with_those_that_are_known(spec: str) ->
         Failpoints(spec)
 
 
-@pytest.mark.parametrize(("action", "signal"), [("kill", 9), ("abort", 6)])
+def test_several_failpoints_of_one_name_each_have_their_mark() -> None:
+    points = Failpoints("before_run=hang@NEVER;before_run=raise@POISON")
+    with pytest.raises(RuntimeError, match="failpoint"):
+        points.hit(Failpoint.BEFORE_RUN, b"a POISON pill")
+
+
+def test_a_failpoint_with_a_file_acts_once_whoever_meets_it(tmp_path: Path) -> None:
+    armed = tmp_path / "armed"
+    spec = f"before_run=raise@POISON?{armed}"
+    points, others = Failpoints(spec), Failpoints(spec)
+    points.hit(Failpoint.BEFORE_RUN, b"POISON")
+    armed.touch()
+    points.hit(Failpoint.BEFORE_RUN, b"harmless")
+    with pytest.raises(RuntimeError, match="failpoint"):
+        others.hit(Failpoint.BEFORE_RUN, b"POISON")
+    points.hit(Failpoint.BEFORE_RUN, b"POISON")
+
+
+@pytest.mark.parametrize(("action", "signal"), [("kill", 9), ("abort", 6), ("segfault", 11)])
 def test_a_deadly_failpoint_ends_the_process_that_meets_it(action: str, signal: int) -> None:
     program = (
         "from worker.protocol.failpoints import Failpoint, Failpoints\n"
@@ -38,3 +58,24 @@ def test_a_deadly_failpoint_ends_the_process_that_meets_it(action: str, signal: 
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert ended.returncode == -signal
+
+
+@pytest.mark.parametrize(("action", "goes_on"), [("hang", True), ("spin", True), ("freeze", False)])
+def test_what_never_ends_holds_the_interpreter_or_not(action: str, *, goes_on: bool) -> None:
+    program = (
+        "import threading, time\n"
+        "from worker.protocol.failpoints import Failpoint, Failpoints\n"
+        "def go_on():\n"
+        "    time.sleep(0.05)\n"
+        "    print('it goes on', flush=True)\n"
+        "    time.sleep(60)\n"
+        "threading.Thread(target=go_on).start()\n"
+        "print('ready', flush=True)\n"
+        f"Failpoints('after_decode={action}').hit(Failpoint.AFTER_DECODE)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        heard, _, _ = select.select([process.stdout], [], [], 20.0 if goes_on else 0.3)
+        process.kill()
+    assert bool(heard) is goes_on

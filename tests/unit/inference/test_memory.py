@@ -1,0 +1,89 @@
+import pytest
+
+from worker.config import BatchSettings, EngineSettings, LimitsSettings, ModelsSettings, Settings
+from worker.errors import SettingsError
+from worker.inference.budget import Share
+from worker.inference.memory import (
+    ENGINE_BYTES,
+    PER_FILE_BYTE,
+    Footprint,
+    Memory,
+    engine_bytes,
+    memory_of,
+)
+from worker.types import Limits, ModelRef
+
+MB = 1_000_000
+A, B = ModelRef("a", "1"), ModelRef("b", "1")
+LIMITS = Limits(16, 1, 5.0, 64 * MB, 1, 1)
+SHARE = Share(lanes=2, decode_bytes=800 * MB)
+
+
+@pytest.mark.parametrize(
+    ("version", "rows"),
+    [
+        (Footprint(10 * MB, MB), 16),
+        (Footprint(10 * MB, MB, max_size=4), 4),
+        (Footprint(10 * MB, 8 * MB), 8),
+        (Footprint(10 * MB, 100 * MB), 1),
+    ],
+)
+def test_an_engine_needs_its_process_its_model_its_slabs_and_what_it_decodes(
+    version: Footprint, rows: int
+) -> None:
+    slabs_bytes = 3 * rows * (version.row_bytes or 0)
+    model_bytes = PER_FILE_BYTE * 10 * MB
+    expected = ENGINE_BYTES + model_bytes + slabs_bytes + 800 * MB
+    assert engine_bytes(SHARE, LIMITS, version) == expected
+
+
+def test_rows_of_which_nothing_is_known_are_bounded_by_the_bytes_of_a_batch() -> None:
+    assert engine_bytes(SHARE, LIMITS, Footprint()) == ENGINE_BYTES + 3 * 64 * MB + 800 * MB
+
+
+def test_every_active_version_has_an_engine_and_the_worker_what_is_in_flight() -> None:
+    settings = Settings(
+        engine=EngineSettings(lanes=2),
+        batch=BatchSettings(max_size=8),
+        limits=LimitsSettings(image_max_pixels=50_000_000, in_flight_bytes=100 * MB),
+    )
+    one = memory_of(settings, {A: Footprint(0, MB)})
+    assert one.engines == {A: ENGINE_BYTES + 3 * 8 * MB + 800 * MB}
+    assert one.worker_bytes == (80 << 20) + 200 * MB
+    two = memory_of(settings, {A: Footprint(0, MB), B: Footprint(0, MB)})
+    assert two.engines == dict.fromkeys((A, B), ENGINE_BYTES + 2 * 8 * MB + 800 * MB)
+
+
+def test_the_sum_has_the_largest_that_are_loaded_at_a_time() -> None:
+    memory = Memory(100, {A: 10, B: 30}, max_loaded=3, limit_bytes=1000)
+    assert (memory.together_bytes, memory.most_bytes) == (140, 170)
+    memory = memory._replace(max_loaded=1)
+    assert (memory.together_bytes, memory.most_bytes) == (130, 130)
+
+
+def test_what_cannot_fit_is_refused_with_the_settings_to_lower() -> None:
+    memory = Memory(100 * MB, {A: 400 * MB}, max_loaded=1, limit_bytes=500 * MB)
+    assert memory.check() is None
+    with pytest.raises(SettingsError, match=r"\(a/1\) may need 500 MB.* 499 MB") as refused:
+        memory._replace(limit_bytes=499 * MB).check()
+    named = ("limits.image_max_pixels", "limits.in_flight_bytes", "batch.max_bytes")
+    assert all(name in str(refused.value) for name in named)
+
+
+def test_what_fits_now_and_not_with_all_engines_is_warned_of() -> None:
+    memory = Memory(100 * MB, {A: 400 * MB}, max_loaded=2, limit_bytes=899 * MB)
+    warning = memory.check()
+    assert warning is not None
+    assert warning.startswith("2 engines may need 900 MB")
+    assert "models.max_loaded" in warning
+
+
+def test_settings_of_which_no_sum_can_be_made_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"limits\.decode_bytes"):
+        memory_of(Settings(limits=LimitsSettings(decode_bytes=1)), {})
+
+
+def test_models_that_are_more_than_engines_share_what_there_is_among_those() -> None:
+    settings = Settings(engine=EngineSettings(lanes=2), models=ModelsSettings(max_loaded=1))
+    both = memory_of(settings, {A: Footprint(0, MB), B: Footprint(0, MB)})
+    assert both.engines[A] == both.engines[B] == ENGINE_BYTES + 3 * 16 * MB + 800 * MB
