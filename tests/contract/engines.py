@@ -29,6 +29,7 @@ from worker.protocol.page import Page
 from worker.types import Limits
 
 DEADLINE_S = 30.0
+_ROOT = Path(__file__).parents[2]
 LIMITS = Limits(
     max_size=4,
     min_size=1,
@@ -55,9 +56,9 @@ def load(folder: Path, manifest_sha256: str, **changes: Any) -> Load:
 
 
 class Engine:
-    """The worker's side of one engine; `kind` is `thread` or `process`."""
+    """The worker's side of one engine; `kind` is `thread` or `process` (of another `python`)."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, python: str = sys.executable) -> None:
         ours, theirs = socket_pair()
         ours.settimeout(DEADLINE_S)
         self._sock = ours
@@ -66,7 +67,7 @@ class Engine:
         self.process: subprocess.Popen[bytes] | None = None
         self.thread: threading.Thread | None = None
         if kind == "process":
-            self.process = spawn(theirs, self.page)
+            self.process = spawn(theirs, self.page, python=python)
             theirs.close()
         else:
             self.thread = threading.Thread(target=serve, args=(theirs, self.page), daemon=True)
@@ -141,13 +142,15 @@ class Engine:
             ends[end.id] = (end, message)
 
 
-def spawn(sock: socket.socket, page: Page, *, parent: int | None = None) -> subprocess.Popen[bytes]:
+def spawn(
+    sock: socket.socket, page: Page, *, parent: int | None = None, python: str = sys.executable
+) -> subprocess.Popen[bytes]:
     descriptors = (sock.fileno(), page.descriptor)
-    command = [sys.executable, "-m", "worker.engine"]
+    command = [python, "-m", "worker.engine"]
     for name, value in zip(
         ("channel", "page", "lanes", "max-ids", "parent"),
         (*descriptors, page.lanes, 16, os.getpid() if parent is None else parent),
         strict=True,
     ):
         command += [f"--{name}", str(value)]
-    return subprocess.Popen(command, pass_fds=descriptors, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=_ROOT, pass_fds=descriptors, stderr=subprocess.DEVNULL)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
@@ -299,7 +299,6 @@ FAULTS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=40)
 @given(acts=st.lists(st.one_of(st.none(), FAULTS), max_size=8), count=st.integers(1, 6))
 def test_no_fault_of_a_device_or_a_model_ever_makes_a_dead_letter(
     devices: dict[str, Device], acts: list[Exception | None], count: int

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 
 from worker.inference.process import EngineEnd, Peer
 from worker.protocol.channel import Channel
-from worker.protocol.messages import Bye, Done, Load, Loaded, Outcomes, Stopped, Submit
+from worker.protocol.messages import (
+    Bye,
+    Done,
+    Load,
+    Loaded,
+    Outcomes,
+    Stopped,
+    Submit,
+    Trouble,
+)
 from worker.protocol.page import Page, Phase
 
 Script = Callable[[Channel, Page], None]
@@ -98,6 +107,14 @@ def dies_of_first_row(channel: Channel, page: Page) -> None:
     loads(channel)
     for submit in submits(channel):
         page.begin(0, Phase.RUN, [submit.rows[0].id])
+        return
+
+
+def loses_its_device(channel: Channel, _: Page) -> None:
+    """Tell of it at the first rows, and end, as the real engine does; the page names nobody."""
+    loads(channel)
+    for _submit in submits(channel):
+        channel.send(Trouble("sticky", "CUDA failure 700: an illegal memory access"))
         return
 
 

@@ -19,6 +19,7 @@ from worker.protocol.messages import (
     SetLimits,
     Stopped,
     Submit,
+    Trouble,
     decode,
     encode,
 )
@@ -54,8 +55,10 @@ def round_trip(message: Message) -> Message:
         Loaded("cd", "CPU", "cpu", "fp32", False, 16, 4, 1.5, {"1": 2.0}, {"inputs": []}),
         LoadFailed("model", "no such input", "manifest.yaml", "inputs.x"),
         Load("/m", "ab", 2, LIMITED, 1 << 30, "cpu", {}, None, quiet=True),
+        Load("/m", "ab", 2, LIMITS, 1, "cpu", {}, None, provider_options={"A": {"b": "1"}}),
         SetLimits(LIMITS),
         SetLimits(LIMITED),
+        Trouble("oom", "CUDA failure 2: out of memory"),
         Bye(),
         Stopped(),
     ],
