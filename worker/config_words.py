@@ -23,6 +23,8 @@ def _describe(schema: dict[str, Any]) -> str:
             said = "one of " + ", ".join(map(str, values))
         case {"type": "array", "items": items}:
             said = f"a list of {'at least one ' if 'minItems' in schema else ''}{_describe(items)}"
+        case {"type": "object", "additionalProperties": {"type": "integer"} as items}:
+            said = f"a map of names to numbers, each {_describe(items)}"
         case {"type": "object"}:
             said = "a map of names to strings (quote numbers)"
         case _:

@@ -15,7 +15,7 @@ from enum import Enum
 
 from worker.engine.batcher import Bounds
 from worker.engine.lanes import Floor, Lane
-from worker.engine.loader import load_model, loaded
+from worker.engine.loader import load_model, loaded, sizing_of
 from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
@@ -107,11 +107,13 @@ def _refusal(error: Exception, load: Load) -> LoadFailed:
 class _Host:
     def __init__(self, channel: Channel, page: Page, model: Model, load: Load) -> None:
         self._channel = channel
-        self._queue = Queue(bounds(model, load.limits))
+        self._sizing = sizing_of(model, load.limits, tell=self._bound)
+        self._queue = Queue(self._sizing.bounds)
         self._floor = Floor(
             model=model,
             queue=self._queue,
-            rows=Rows(model.row_shape, model.row_dtype, cap=model.cap(load.limits)),
+            sizing=self._sizing,
+            rows=Rows(model.row_shape, model.row_dtype, cap=self._sizing.most),
             reserve=Reserve(load.decode_bytes),
             page=page,
             limits=load.limits,
@@ -131,7 +133,8 @@ class _Host:
     def receive(self, on_gone: Callable[[], None] | None) -> Ending:
         while (message := self._channel.receive()) is not None:
             match message:
-                case Submit(rows):
+                case Submit(rows, behind_s):
+                    self._sizing.behind(behind_s)
                     self._queue.add(_works(rows))
                 case SetLimits(limits):
                     self._limit(limits)
@@ -150,6 +153,7 @@ class _Host:
 
     def abandon(self) -> None:
         """Let the lanes stop, whatever is left."""
+        self._sizing.close()
         self._queue.abandon()
 
     def _limit(self, limits: Limits) -> None:
@@ -157,8 +161,11 @@ class _Host:
         if limits.thresholds != self._floor.limits.thresholds:
             model.heads = model.compile_heads(limits.thresholds)
         self._floor.limits = limits
-        self._floor.rows.cap = model.cap(limits)
-        self._queue.bound(bounds(model, limits))
+        self._sizing.limit(limits)
+
+    def _bound(self, bounds: Bounds) -> None:
+        self._floor.rows.cap = self._sizing.most
+        self._queue.bound(bounds)
 
     def _drain(self) -> None:
         self._queue.close()
@@ -184,9 +191,3 @@ class _Host:
 def _works(rows: tuple[Row, ...]) -> list[Work]:
     now_s = time.monotonic()
     return [Work(row.id, row.image, row.alone, len(row.image), now_s) for row in rows]
-
-
-def bounds(model: Model, limits: Limits) -> Bounds:
-    """Return what bounds this model's batches."""
-    eager = not model.gains
-    return Bounds(model.cap(limits), limits.min_size, limits.max_wait_ms / 1e3, eager)
