@@ -127,6 +127,14 @@ class Costs:
         short = [size for size in sizes if self._surely_s(size) <= bound_s]
         return min(self.knee(most, backlog=backlog), max(short, default=self._first))
 
+    def probe(self, cap: int, most: int, *, slo_s: float) -> int:
+        """Return a size above the cap that should be tried, or the cap: none may take that long.
+
+        What is above the cap never runs, and would for ever be what it was by one bad measurement.
+        """
+        larger = [size for size in self._upto(most) if size >= 2 * cap]
+        return next((size for size in larger if self._table[size].mean_s <= slo_s), cap)
+
     def takes(self, cap: int) -> tuple[int, ...]:
         """Return how many rows to run, by how many are ready (up to `cap`); empty: all of them.
 

@@ -14,12 +14,18 @@ from worker.types import Limits
 
 _EVERY_RUNS = 20
 """Bounds are chosen anew so often, and whenever the limits change."""
+_PROBE_EVERY = 100
+"""Of these choices one is a probe, for a hundredth of the batches."""
 
 
-def bounds(costs: Costs, most: int, limits: Limits, *, backlog: bool) -> Bounds:
-    """Return what bounds batches of at most `most` rows."""
+def bounds(
+    costs: Costs, most: int, limits: Limits, *, backlog: bool, probing: bool = False
+) -> Bounds:
+    """Return what bounds batches of at most `most` rows; `probing`: larger ones than are best."""
+    slo_s = limits.slo_ms / 1e3
     if limits.adaptive:
-        cap = enough = costs.cap(most, slo_s=limits.slo_ms / 1e3, backlog=backlog)
+        cap = costs.cap(most, slo_s=slo_s, backlog=backlog)
+        cap = enough = costs.probe(cap, most, slo_s=slo_s) if probing else cap
     else:
         cap, enough = most, costs.knee(most)
     return Bounds(cap, limits.min_size, limits.max_wait_ms / 1e3, enough, costs.takes(cap))
@@ -73,9 +79,9 @@ class Sizing:
         with self._lock:
             self._costs.observe(rows, seconds)
             self._runs += 1
-            due = self._runs % _EVERY_RUNS == 0
-        if due:
-            self._choose()
+            choices, rest = divmod(self._runs, _EVERY_RUNS)
+        if rest == 0:
+            self._choose(probing=choices % _PROBE_EVERY == 0)
 
     def behind(self, seconds: float) -> None:
         """Note how long what waits in the worker will take."""
@@ -100,9 +106,9 @@ class Sizing:
         """Warm nothing more."""
         self._closed = True
 
-    def _choose(self) -> None:
+    def _choose(self, *, probing: bool = False) -> None:
         with self._lock:
-            chosen = self._chosen()
+            chosen = self._chosen(probing=probing)
             if chosen != self.bounds:
                 self.bounds = chosen
                 self._tell(chosen)
@@ -111,9 +117,10 @@ class Sizing:
         if start:
             self._aside(self._widen)
 
-    def _chosen(self) -> Bounds:
-        backlog = self._behind_s > self._limits.slo_ms / 1e3
-        return bounds(self._costs, self.most, self._limits, backlog=backlog)
+    def _chosen(self, *, probing: bool = False) -> Bounds:
+        limits = self._limits
+        backlog = self._behind_s > limits.slo_ms / 1e3
+        return bounds(self._costs, self.most, limits, backlog=backlog, probing=probing)
 
     def _next_size(self) -> int | None:
         limits = self._limits

@@ -98,6 +98,22 @@ def test_a_run_takes_at_most_half_of_the_objective_or_all_of_it_in_a_backlog(
     assert table(GPU_MS, exact=False).cap(32, slo_s=slo_s, backlog=backlog) == cap
 
 
+@pytest.mark.parametrize(
+    ("cap", "most", "slo_s", "probed"),
+    [
+        (8, 128, 0.1, 16),
+        (9, 128, 0.1, 32),
+        (8, 12, 0.1, 8),
+        (32, 128, 0.01, 32),
+        (128, 128, 1, 128),
+    ],
+)
+def test_a_probe_is_the_next_bucket_of_twice_the_size_that_may_take_so_long(
+    cap: int, most: int, slo_s: float, probed: int
+) -> None:
+    assert table(GPU_MS, exact=False).probe(cap, most, slo_s=slo_s) == probed
+
+
 def test_what_varies_much_is_taken_to_be_slow() -> None:
     steady, shaky = linear(1.0, 20.0, most=16), linear(1.0, 20.0, most=16)
     for run in range(100):

@@ -91,6 +91,25 @@ def test_a_backlog_beyond_the_objective_makes_batches_larger_until_it_is_gone() 
     assert bench.sizing.bounds.cap == small
 
 
+def test_now_and_then_a_larger_size_is_tried_so_that_one_bad_measurement_does_not_last() -> None:
+    bench = Bench(LIMITS, each_s=0.009, once_s=0.0)
+    assert bench.sizing.bounds.cap == 1
+    bench.each_s, bench.once_s = 0.001, 0.008
+    bench.run(2000)
+    assert bench.told[-1].cap == 2
+    bench.run(20)
+    assert bench.sizing.bounds.cap >= 2, "company is cheaper than it seemed while warming"
+    bench.run(2000)
+    bench.do_what_is_aside()
+    assert (bench.sizing.bounds.cap, bench.sizing.most) == (64, 64)
+
+
+def test_a_size_that_is_asked_for_is_never_passed_by_a_probe() -> None:
+    bench = Bench(FIXED)
+    bench.run(4000)
+    assert bench.told == []
+
+
 def test_a_larger_size_is_used_once_it_is_warm_and_a_smaller_one_at_once() -> None:
     bench = Bench(FIXED)
     bench.sizing.limit(FIXED._replace(max_size=40))
