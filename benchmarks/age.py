@@ -42,7 +42,7 @@ def age(bench: Bench, peer: str, *, rate: float, seconds: float, seed: int) -> A
     made = topics.make(bench.stack, f"age-{word}")
     where = Where(bench.stack.bootstrap_servers, *made, f"age-{word}")
     watched = topics.Output(bench.stack, where.output)
-    with running(peer, bench.case, where) as process:
+    with running(peer, bench.case, where, batch=bench.batch) as process:
         sender = Sender(where.bootstrap, where.input, bench.case.pictures, bench.case.linger_ms)
         for _ in range(topics.PARTITIONS):
             sender.send()

@@ -2,8 +2,9 @@
 
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import psutil
@@ -29,6 +30,8 @@ class Bench(NamedTuple):
     """The preloaded topic."""
     best: list[str]
     """The best label of each picture."""
+    batch: Mapping[str, Any] | None = None
+    """Darkroom's settings of batches; None: the cap of the case."""
 
 
 class Drained(NamedTuple):
@@ -65,7 +68,7 @@ def drain(bench: Bench, peer: str, *, seconds: float, profile: Path | None = Non
     _, output, dead = made = topics.make(bench.stack, f"drain-{word}")
     where = Where(bench.stack.bootstrap_servers, bench.input, output, dead, f"drain-{word}")
     watched = topics.Output(bench.stack, output)
-    with running(peer, bench.case, where, profile=profile) as process:
+    with running(peer, bench.case, where, profile=profile, batch=bench.batch) as process:
         if not watched.wait_for(1, _FIRST_S, alive=process.check):
             raise SystemExit(f"{peer}: no result in {_FIRST_S:g} s")
         time.sleep(SETTLE_S)

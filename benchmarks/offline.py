@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worker.config import Settings
-from worker.engine.host import bounds
 from worker.engine.lanes import Floor, Lane
-from worker.engine.loader import load_model
+from worker.engine.loader import load_model, sizing_of
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
 from worker.engine.rows import Rows
@@ -101,12 +100,14 @@ def run(spec: Spec) -> dict[str, Any]:
     load = Load(str(folder), digest, share.lanes, limits, share.decode_bytes, "cpu", {}, None)
     model = load_model(load)
     images = [path.read_bytes() for path in sorted(Path(spec.pictures).iterdir())]
-    mill = Mill(images, ahead=4 * _GROUP + 16 * model.cap(limits))
-    queue = Queue(bounds(model, limits))
+    sizing = sizing_of(model, limits)
+    mill = Mill(images, ahead=4 * _GROUP + 16 * sizing.most)
+    queue = Queue(sizing.bounds)
     floor = Floor(
         model=model,
         queue=queue,
-        rows=Rows(model.row_shape, model.row_dtype, cap=model.cap(limits)),
+        sizing=sizing,
+        rows=Rows(model.row_shape, model.row_dtype, cap=sizing.most),
         reserve=Reserve(share.decode_bytes),
         page=Page.make(lanes=share.lanes, max_ids=4096),
         limits=limits,

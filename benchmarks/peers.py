@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,15 +121,25 @@ class Peer:
 
 
 @contextlib.contextmanager
-def running(name: str, case: Case, where: Where, *, profile: Path | None = None) -> Iterator[Peer]:
-    """Have a peer for the length of a block."""
+def running(
+    name: str,
+    case: Case,
+    where: Where,
+    *,
+    profile: Path | None = None,
+    batch: Mapping[str, Any] | None = None,
+) -> Iterator[Peer]:
+    """Have a peer for the length of a block; `batch` are settings of Darkroom's."""
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
         home = Path(folder)
         log, port = home / "log", 0
         if name == DARKROOM:
             (port,) = free_ports(1)
             config = home / "worker.yaml"
-            config.write_text(yaml.safe_dump(_settings(case, where, home, port)))
+            settings = _settings(case, where, home, port)
+            config.write_text(
+                yaml.safe_dump({**settings, "batch": dict(batch or settings["batch"])})
+            )
             command = ["-m", "worker", "run", "--config", str(config)]
             if profile is not None:
                 command = ["-m", "benchmarks.sampled", str(profile), *command[2:]]

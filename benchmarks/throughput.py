@@ -34,8 +34,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--part", choices=PARTS, action="append", help="one part only; may be repeated"
     )
-    parser.add_argument("--pairs", type=_positive, help="runs of Darkroom beside offline runs")
-    parser.add_argument("--ages", type=_positive, help="pairs of age runs")
+    parser.add_argument("--pairs", type=positive, help="runs of Darkroom beside offline runs")
+    parser.add_argument("--ages", type=positive, help="pairs of age runs")
     parser.add_argument("--seconds", type=float, help="the window of a drain")
     return parser.parse_args(given)
 
@@ -48,7 +48,7 @@ def effort_of(asked: argparse.Namespace, case: Case) -> Effort:
 
 def main() -> int:
     asked = arguments(sys.argv[1:])
-    signal.signal(signal.SIGTERM, _asked_to_end)
+    signal.signal(signal.SIGTERM, asked_to_end)
     report = Report()
     said = machine()
     report.say(f"{said['cpu']}, {said['cores']} cores, {said['memory_gb']} GB, load {said['load']}")
@@ -56,7 +56,7 @@ def main() -> int:
     parts = asked.part or PARTS
     whole = True
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
-        cases = _cases(Path(folder) / "models", report, only=asked.case)
+        cases = cases_of(Path(folder) / "models", report, only=asked.case)
         with running(StackSpec(data=Path(folder), redis=False, topics=())) as stack:
             for case in cases:
                 report.say(f"\n({case.key}) {case.title}")
@@ -67,7 +67,7 @@ def main() -> int:
     return 0 if whole else 1
 
 
-def _cases(folder: Path, report: Report, *, only: str | None) -> list[Case]:
+def cases_of(folder: Path, report: Report, *, only: str | None) -> list[Case]:
     named = os.environ.get("DARKROOM_TEST_ASSETS")
     if named and Path(named).is_dir():
         made = {"a": photographs, "b": shifted_digits}
@@ -92,14 +92,14 @@ def _measure(runs: Runs, parts: Sequence[str], report: Report) -> bool:
     return not any(run.lost for run in runs.drained) and not any(run.lost for run in runs.aged)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
 
 
-def _asked_to_end(number: int, _: FrameType | None) -> NoReturn:
+def asked_to_end(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 

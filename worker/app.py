@@ -49,6 +49,9 @@ from worker.types import ModelRef
 
 _RETRY_S = 2.0
 _FAILED_DRAIN_S = 3.0
+_DRAIN_SHARE = 0.5
+"""Of the deadline of a drain that what is in flight may take: a fifth is for commits, and the rate
+is a mean."""
 _LOOK_S = 0.2
 _ENGINES_DEADLINE_S = 5.0
 
@@ -145,6 +148,7 @@ class Worker:
             max_bytes=settings.limits.in_flight_bytes,
             max_s=settings.limits.in_flight_s,
             floor=1,  # the host sets it by what is loaded
+            drain_s=settings.shutdown.drain_deadline_s * _DRAIN_SHARE,
         )
         consumer = Consumer(
             settings.kafka,
@@ -292,9 +296,11 @@ class Worker:
             metrics=self._metrics,
         )
 
-    def _batch_ran(self, _: ModelRef, outcomes: Outcomes) -> None:
+    def _batch_ran(self, ref: ModelRef, outcomes: Outcomes) -> None:
         if outcomes.batch_size:
             self._metrics.batch_rows.observe(outcomes.batch_size)
+            took_s = (outcomes.run_ms + outcomes.heads_ms) / 1e3
+            self._metrics.batches.ran(str(ref), outcomes.batch_size, took_s, cap=outcomes.cap)
 
     def _finished(self, finished: Sequence[Finished]) -> None:
         assert self._pipeline is not None

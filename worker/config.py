@@ -11,9 +11,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
+from worker.config_profiles import AUTO_MAX_SIZE, filled_by
 from worker.config_sources import PREFIX, Sources
 from worker.config_words import expected
 from worker.errors import SettingsError
@@ -41,6 +50,8 @@ class KafkaSettings(Section):
     bootstrap_servers: Name = "localhost:9092"
     group_id: Name = "darkroom"
     input_topics: Annotated[tuple[Topic, ...], Field(min_length=1)] = ("images",)
+    topic_priorities: dict[str, Annotated[int, Field(ge=1, le=1000)]] = {}
+    """Weights among the records that wait for an engine; a topic that is not named has 1."""
     output_topic: Topic = "predictions"
     dead_letter_topic: Topic = "images.dead"
     delivery: Literal["at_least_once"] = "at_least_once"
@@ -76,10 +87,25 @@ class ModelsSettings(Section):
 
 
 class BatchSettings(Section):
+    profile: Literal["latency", "balanced", "throughput"] = "balanced"
     max_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    """Auto: the best by what is measured, up to what the profile says."""
     min_size: Annotated[int, Field(ge=1, le=4096)] = 1
     max_wait_ms: Annotated[float, Field(ge=0, le=60_000)] = 5.0
     max_bytes: Annotated[int, Field(ge=1)] = 67_108_864
+    slo_ms: Annotated[float, Field(ge=1, le=60_000)] = 250.0
+    """What a batch is made to fit into, and what counts as a backlog when more waits."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_by_profile(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**filled_by(given.get("profile")), **given}
+
+    @property
+    def most_rows(self) -> int:
+        return AUTO_MAX_SIZE[self.profile] if self.max_size == "auto" else self.max_size
 
 
 class EngineSettings(Section):
@@ -207,7 +233,11 @@ def load_settings(
     read.read_environment(environ)
     read.read_alias("ORT_EXECUTION_PROVIDER", "engine.policy", _PROVIDERS, environ)
     settings, bad = _validated(read)
-    origins = {path: read.origins.get(path, "default") for path in LEAVES}
+    origins = dict.fromkeys(LEAVES, "default")
+    if "batch.profile" in read.values:
+        profile = settings.batch.profile
+        origins |= {f"batch.{name}": f"profile {profile}" for name in filled_by(profile)}
+    origins |= {path: origin for path, origin in read.origins.items() if path in LEAVES}
     for paths, text in _cross_checks(settings):
         if bad.isdisjoint(paths):
             named = ", ".join(f"{path} ({origins[path]})" for path in paths)
@@ -310,6 +340,11 @@ def _topic_checks(kafka: KafkaSettings) -> Iterator[Check]:
                 (f"kafka.{name}", "kafka.input_topics"),
                 f"{getattr(kafka, name)} is read and written: the worker would eat what it wrote",
             )
+    if strange := sorted(kafka.topic_priorities.keys() - set(kafka.input_topics)):
+        yield (
+            ("kafka.topic_priorities", "kafka.input_topics"),
+            f"{', '.join(strange)}: no input topic",
+        )
     if kafka.output_topic == kafka.dead_letter_topic:
         yield (
             ("kafka.output_topic", "kafka.dead_letter_topic"),

@@ -25,6 +25,8 @@ def _describe(schema: dict[str, Any]) -> str:
             said = f"a list of {'at least one ' if 'minItems' in schema else ''}{_describe(items)}"
         case {"type": "object", "additionalProperties": {"type": "object"}}:
             said = "a map of names to maps of names to strings (quote numbers)"
+        case {"type": "object", "additionalProperties": {"type": "integer"} as items}:
+            said = f"a map of names to numbers, each {_describe(items)}"
         case {"type": "object"}:
             said = "a map of names to strings (quote numbers)"
         case _:

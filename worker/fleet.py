@@ -29,6 +29,7 @@ class Host:
         """Take note of what now serves records."""
         self._pipeline, self._membership, self._bound = pipeline, membership, bound
         membership.on_left = lambda: self.hold(self._action)
+        membership.on_look = self.applied
         self.hold(self._action)
         self.applied()
 
@@ -46,9 +47,13 @@ class Host:
                 self._pipeline.resume()
 
     def applied(self) -> None:
-        """Let as much be in flight as keeps the lanes of the engines there are now busy."""
+        """Let as much be in flight as keeps the lanes of the engines there are now busy.
+
+        Batches change with what is measured: so it is looked at now and then.
+        """
         if self._bound is not None:
             self._bound.floor = max(1, _BATCHES_AHEAD * self._registry.capacity_rows)
+            self._bound.expected_rate = self._registry.capacity_rate
 
     def unreachable(self, why: str | None) -> None:
         """Note that the control channel does not answer: serving goes on, ready as before."""

@@ -50,6 +50,7 @@ class Membership:
         self.leaving = False
         """While a drain is under way: what came in now would be given up, and served again."""
         self.on_left: Callable[[], None] = lambda: None
+        self.on_look: Callable[[], None] = lambda: None
         self._unready_since_s: float | None = None
         self._joining_since_s: float | None = None
         self._joined_once = False
@@ -83,6 +84,7 @@ class Membership:
     async def look(self, now_s: float) -> None:
         """Look once, and do what follows. Raises BrokerRefused when the brokers refuse us."""
         self._look_at_models(now_s)
+        self.on_look()
         drained = self._hold is Action.DRAIN
         if not self._consumer.member:
             if self._registry.ready and not drained:

@@ -208,3 +208,7 @@ class Limits(NamedTuple):
     image_max_pixels: int
     thresholds: Mapping[str, float] = MappingProxyType({})
     """Head -> least score that is reported; those of the manifest where a head is not named."""
+    slo_ms: float = 250.0
+    """Service level objective: what batches are made to fit, and what counts as a backlog."""
+    adaptive: bool = False
+    """Sizes up to `max_size` are chosen by what is measured; else `max_size` is the cap."""

@@ -29,7 +29,8 @@ WORKER_SIDE = {"kafka", "inference", "models", "control", "telemetry"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "errors": {"types"},
-    "config": {"errors", "types", "config_sources", "config_words"},
+    "config": {"errors", "types", "config_profiles", "config_sources", "config_words"},
+    "config_profiles": set(),
     "config_sources": {"errors", "types"},
     "config_words": set(),
     "protocol": {"errors", "types"},

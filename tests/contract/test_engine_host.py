@@ -55,7 +55,7 @@ def test_each_record_gets_exactly_one_outcome(engine: Engine, asked: Load) -> No
         4,
         256,
     )
-    assert set(answer.service_ms) == {"1", "2", "4"}
+    assert set(answer.service_ms) == {"1", "2", "3", "4"}
     engine.submit([BRIGHT, b"", DARK, b"<html>", BRIGHT[:50]] * 20, alone=(1, 8))
     ends = engine.outcomes(100)
     assert set(ends) == set(range(1, 101))
@@ -117,6 +117,33 @@ def test_limits_change_while_it_serves(engine: Engine, asked: Load) -> None:
     end, _ = ends[10]
     assert isinstance(end, Fault)
     assert end.reason is Reason.IMAGE_TOO_LARGE
+
+
+def test_a_larger_size_that_comes_while_it_serves_is_warmed_used_and_told(
+    engine: Engine, asked: Load
+) -> None:
+    engine.load(asked._replace(limits=LIMITS._replace(max_size=2)))
+    engine.channel.send(SetLimits(LIMITS._replace(max_size=16)))
+    cap, sizes, first = 2, [0], 1
+    end_s = time.monotonic() + DEADLINE_S
+    while max(sizes) <= 2 and time.monotonic() < end_s:
+        engine.submit([BRIGHT] * 64, first=first)
+        messages = [message for _, message in engine.outcomes(64).values()]
+        cap, sizes, first = messages[-1].cap, [m.batch_size for m in messages], first + 64
+    assert cap == 16
+    assert 2 < max(sizes) <= 16
+
+
+def test_without_a_size_it_finds_one_and_tells_it(engine: Engine, asked: Load) -> None:
+    limits = LIMITS._replace(max_size=16, adaptive=True)
+    answer = engine.load(asked._replace(limits=limits))
+    assert isinstance(answer, Loaded)
+    assert 1 <= answer.max_size <= 16
+    engine.submit([BRIGHT] * 600)
+    ends = engine.outcomes(600)
+    assert all(isinstance(end, Done) for end, _ in ends.values())
+    assert all(1 <= message.batch_size <= 16 for _, message in ends.values())
+    assert all(1 <= message.cap <= 16 for _, message in ends.values())
 
 
 def test_a_model_that_must_not_be_served_is_refused_and_the_engine_ends(

@@ -114,7 +114,7 @@ async def test_an_engine_killed_midway_costs_no_record_its_outcome(repository: P
     ends = Ends()
     async with serving(repository, ends) as registry:
         assert registry.ready
-        assert registry.capacity_rows == 2 * 16
+        assert registry.capacity_rows == 2 * status(registry).max_size
         for first in range(0, 3000, 100):
             registry.submit([job(offset) for offset in range(first, first + 100)])
         await until(lambda: len(ends.of) > 200)

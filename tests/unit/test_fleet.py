@@ -26,7 +26,7 @@ ACK = Ack("f", "w-1", "starting", "e", 1, 1, "d", Answer.ACK)
 
 class Loaded(FakeRegistry):
     numbers = MappingProxyType({D1: 3, D2: 0})
-    capacity_rows = 32
+    capacity_rows, capacity_rate = 32, 100.0
 
     def describe(self) -> dict[Any, Any]:
         return {D1: SERVING, D2: SERVING}
@@ -53,6 +53,9 @@ class Group:
 
     def on_left(self) -> None:
         """Is set by the host."""
+
+    def on_look(self) -> None:
+        """Is set by the host too."""
 
     def hold(self, action: Action | None) -> None:
         self.told = action
@@ -105,8 +108,9 @@ def test_before_there_is_a_connection_to_kafka_it_is_starting(bench: Bench) -> N
 def test_what_may_be_in_flight_follows_what_is_loaded(bench: Bench) -> None:
     bench.serve()
     assert bench.bound.floor == 4 * 32
+    assert bench.bound.expected_rate == 100.0
     bench.registry.capacity_rows = 64
-    bench.host.applied()
+    bench.group.on_look()
     assert bench.bound.floor == 4 * 64
 
 

@@ -96,6 +96,14 @@ async def test_a_drained_worker_finishes_what_it_has_leaves_and_joins_when_it_is
     assert watched.consumer.calls == ["join", "leave", "join"]
 
 
+async def test_the_host_looks_too_before_the_group_is_joined() -> None:
+    watched = Watched()
+    seen: list[list[str]] = []
+    watched.membership.on_look = lambda: seen.append(list(watched.consumer.calls))
+    await watched.look(10, 11)
+    assert seen == [[], ["join"]]
+
+
 async def test_the_lag_is_that_of_all_partitions() -> None:
     watched = Watched(partitions=2)
     assert watched.membership.lag is None

@@ -128,7 +128,7 @@ def _match(when: Match) -> str:
 
 
 def _limits(old: LiveLimits, new: LiveLimits) -> Iterator[str]:
-    for name in ("max_size", "min_size", "max_wait_ms"):
+    for name in ("max_size", "min_size", "max_wait_ms", "slo_ms"):
         given = [getattr(limits, name) for limits in (old, new)]
         yield from _value(name, *("as the settings say" if n is None else n for n in given))
     yield from _entries("threshold", old.thresholds, new.thresholds)

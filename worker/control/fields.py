@@ -24,6 +24,7 @@ VALUE_MAX_CHARS: Final = 1024
 REASON_MAX_CHARS: Final = 2000
 BATCH_MAX_SIZE: Final = 4096
 WAIT_MAX_MS: Final = 60_000.0
+SLO_MIN_MS: Final = 1.0
 WEIGHT_MAX: Final = 1_000_000
 
 
@@ -153,7 +154,7 @@ def read_split(reader: Reader, value: Any, field: str) -> Mapping[str, int]:
 
 
 def read_limits(reader: Reader, value: Any, field: str) -> LiveLimits:
-    names = ("max_size", "min_size", "max_wait_ms", "thresholds")
+    names = ("max_size", "min_size", "max_wait_ms", "thresholds", "slo_ms")
     members = reader.members(value, field, required=(), optional=names)
 
     def size(name: str, default: int) -> int | None:
@@ -161,13 +162,17 @@ def read_limits(reader: Reader, value: Any, field: str) -> LiveLimits:
         size = reader.integer(given, at, least=1, most=BATCH_MAX_SIZE, default=default)
         return None if given is ABSENT else size
 
-    wait = members["max_wait_ms"]
-    wait_ms = read_number(reader, wait, f"{field}.max_wait_ms", least=0.0, most=WAIT_MAX_MS)
+    def milliseconds(name: str, least: float) -> float | None:
+        given, at = members[name], f"{field}.{name}"
+        ms = read_number(reader, given, at, least=least, most=WAIT_MAX_MS)
+        return None if given is ABSENT else ms
+
     return LiveLimits(
         max_size=size("max_size", BATCH_MAX_SIZE),
         min_size=size("min_size", 1),
-        max_wait_ms=None if wait is ABSENT else wait_ms,
+        max_wait_ms=milliseconds("max_wait_ms", 0.0),
         thresholds=_thresholds(reader, members["thresholds"], f"{field}.thresholds"),
+        slo_ms=milliseconds("slo_ms", SLO_MIN_MS),
     )
 
 

@@ -53,6 +53,7 @@ class LiveLimits(NamedTuple):
     max_wait_ms: float | None = None
     thresholds: Mapping[str, float] = NO_THRESHOLDS
     """Head -> least score that is reported."""
+    slo_ms: float | None = None
 
 
 class ModelState(NamedTuple):
@@ -220,6 +221,7 @@ def _model(model: ModelState) -> dict[str, Any]:
                 max_wait_ms=None if limits.max_wait_ms is None else float(limits.max_wait_ms),
                 thresholds={name: float(least) for name, least in limits.thresholds.items()}
                 or None,
+                slo_ms=None if limits.slo_ms is None else float(limits.slo_ms),
             )
             or None,
         ),

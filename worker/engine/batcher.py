@@ -4,6 +4,7 @@ The clock is given with every call, nothing here waits, and nothing is imported 
 pending (to be decoded), then with a lane, then a row, then with a lane again; never in two places.
 """
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -39,8 +40,10 @@ class Bounds(NamedTuple):
     """Rows that an idle lane waits for, no longer than `max_wait_s`."""
     max_wait_s: float
     """How long a row waits while there is other work to do."""
-    eager: bool = False
-    """Company makes rows no cheaper: they are run before less than a batch is decoded."""
+    enough: int = sys.maxsize
+    """So many rows are as cheap as more: they are run before less than a batch is decoded."""
+    takes: Sequence[int] = ()
+    """How many rows to run, by how many are ready, up to the cap; empty: all of them."""
 
 
 class Run(NamedTuple, Generic[J]):
@@ -69,9 +72,9 @@ class Batcher(Generic[J]):
     """Pending jobs and rows of one engine.
 
     Rule, in the order in which a free lane asks: run at the cap or when the oldest row has waited
-    long enough (when eager and without a backlog: at once), else decode, else run what there is
-    (`min_size` rows at least), else wait. Rows that other lanes are still decoding are not waited
-    for: an idle lane is worth more than a fuller batch.
+    long enough (when they are enough, and there is no backlog: at once), else decode, else run what
+    there is (`min_size` rows at least), else wait. Rows that other lanes are still decoding are not
+    waited for: an idle lane is worth more than a fuller batch.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -126,12 +129,12 @@ class Batcher(Generic[J]):
 
     def next(self, now_s: float) -> Run[J] | Decode[J] | Wait | Stop:
         """Return what the lane that asks must do; what it names is that lane's from now on."""
-        cap, min_size, max_wait_s, eager = self.bounds
+        cap, min_size, max_wait_s, enough, _ = self.bounds
         if self._suspects:
             return Run((self._suspects.popleft(),))
         due_s = self._rows[0][1] + max_wait_s if self._rows else None
         due = due_s is not None and (len(self._rows) >= cap or now_s >= due_s)
-        brief = eager and len(self._rows) >= min_size and len(self._pending) < cap
+        brief = len(self._rows) >= max(enough, min_size) and len(self._pending) < cap
         if due or brief:
             return self._run(cap)
         if self._pending:
@@ -143,7 +146,10 @@ class Batcher(Generic[J]):
         return Wait(due_s)
 
     def _run(self, cap: int) -> Run[J]:
-        return Run([self._rows.popleft()[0] for _ in range(min(cap, len(self._rows)))])
+        many = min(cap, len(self._rows))
+        if self.bounds.takes:
+            many = self.bounds.takes[many]
+        return Run([self._rows.popleft()[0] for _ in range(many)])
 
     def _group(self, room: int) -> list[J]:
         """Take the first pending job, and those behind it while all of them are tiny.

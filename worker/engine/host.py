@@ -15,7 +15,7 @@ from enum import Enum
 
 from worker.engine.batcher import Bounds
 from worker.engine.lanes import Floor, Lane
-from worker.engine.loader import load_model, loaded
+from worker.engine.loader import load_model, loaded, sizing_of
 from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
@@ -117,11 +117,13 @@ def _refusal(error: Exception, load: Load) -> LoadFailed:
 class _Host:
     def __init__(self, channel: Channel, page: Page, model: Model, load: Load) -> None:
         self._channel = channel
-        self._queue = Queue(bounds(model, load.limits))
+        self._sizing = sizing_of(model, load.limits, tell=self._bound)
+        self._queue = Queue(self._sizing.bounds)
         self._floor = Floor(
             model=model,
             queue=self._queue,
-            rows=Rows(model.row_shape, model.row_dtype, cap=model.cap(load.limits)),
+            sizing=self._sizing,
+            rows=Rows(model.row_shape, model.row_dtype, cap=self._sizing.most),
             reserve=Reserve(load.decode_bytes),
             page=page,
             limits=load.limits,
@@ -129,7 +131,6 @@ class _Host:
             trouble=self._trouble,
             failpoints=Failpoints(load.failpoint),
         )
-        self._bounding = threading.Lock()
         self._crash: BaseException | None = None
         self._lanes = [
             threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
@@ -143,7 +144,8 @@ class _Host:
     def receive(self, on_gone: Callable[[], None] | None) -> Ending:
         while (message := self._channel.receive()) is not None:
             match message:
-                case Submit(rows):
+                case Submit(rows, behind_s):
+                    self._sizing.behind(behind_s)
                     self._queue.add(_works(rows))
                 case SetLimits(limits):
                     self._limit(limits)
@@ -162,6 +164,7 @@ class _Host:
 
     def abandon(self) -> None:
         """Let the lanes stop, whatever is left."""
+        self._sizing.close()
         self._queue.abandon()
 
     def _limit(self, limits: Limits) -> None:
@@ -169,17 +172,14 @@ class _Host:
         if limits.thresholds != self._floor.limits.thresholds:
             model.heads = model.compile_heads(limits.thresholds)
         self._floor.limits = limits
-        self._bound()
+        self._sizing.limit(limits)
 
-    def _bound(self) -> None:
-        """Let rows and queue follow what bounds a batch now."""
-        with self._bounding:
-            model, limits = self._floor.model, self._floor.limits
-            self._floor.rows.cap = model.cap(limits)
-            self._queue.bound(bounds(model, limits))
+    def _bound(self, bounds: Bounds) -> None:
+        self._floor.rows.cap = self._sizing.most
+        self._queue.bound(bounds)
 
     def _trouble(self, trouble: Trouble) -> None:
-        self._bound()
+        self._sizing.limit(self._floor.limits)  # the device may have no memory for so many rows
         self._channel.send(trouble)
 
     def _drain(self) -> None:
@@ -211,9 +211,3 @@ class _Host:
 def _works(rows: tuple[Row, ...]) -> list[Work]:
     now_s = time.monotonic()
     return [Work(row.id, row.image, row.alone, len(row.image), now_s) for row in rows]
-
-
-def bounds(model: Model, limits: Limits) -> Bounds:
-    """Return what bounds this model's batches."""
-    eager = not model.gains
-    return Bounds(model.cap(limits), limits.min_size, limits.max_wait_ms / 1e3, eager)

@@ -18,6 +18,7 @@ from worker.engine.queue import Queue, Work
 from worker.engine.recovery import Recovery, not_finite, outcomes_of
 from worker.engine.reserve import Reserve
 from worker.engine.rows import Place, Rows
+from worker.engine.sizing import Sizing
 from worker.errors import RecordFault
 from worker.protocol.failpoints import Failpoint, Failpoints
 from worker.protocol.messages import Done, Fault, Outcomes, Retry, Trouble
@@ -38,6 +39,7 @@ class Floor:
 
     model: Model
     queue: Queue
+    sizing: Sizing
     rows: Rows
     reserve: Reserve
     page: Page
@@ -189,10 +191,11 @@ class Lane:
                 faults.append(Fault(work.id, predictions.reason, str(predictions)))
             else:
                 done.append(_done(work, begun_s, predictions))
-        heads_s = time.monotonic() - ran_s
-        return Outcomes(
-            tuple(done), tuple(faults), (), (ran_s - begun_s) * 1e3, heads_s * 1e3, len(works)
-        )
+        ended_s = time.monotonic()
+        floor.sizing.ran(len(works), ended_s - begun_s)
+        run_ms, heads_ms = (ran_s - begun_s) * 1e3, (ended_s - ran_s) * 1e3
+        cap = floor.sizing.bounds.cap
+        return Outcomes(tuple(done), tuple(faults), (), run_ms, heads_ms, len(works), cap)
 
 
 def _each(

@@ -2,6 +2,7 @@
 
 In this order: manifest, digests of all files, graph, agreement of both, golden samples through the
 real path, rows proven independent of each other, batch sizes warmed and timed.
+Sizes between those that are warmed cost a CPU nothing more at their first run (measured).
 """
 
 import ctypes
@@ -14,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from worker.engine.batcher import Bounds
 from worker.engine.contract import Agreement, agree
+from worker.engine.costs import Costs
 from worker.engine.labels import read_labels
 from worker.engine.model import Array, Heads, Model, Proof, same
 from worker.engine.providers import CPU
-from worker.engine.session import RUN_ERRORS, open_session
+from worker.engine.session import RUN_ERRORS, Session, open_session
+from worker.engine.sizing import Sizing
 from worker.engine.trouble import DEVICE, classify, said
 from worker.errors import DarkroomError, DeviceError, ModelError, RecordFault
 from worker.models.files import verify_files
@@ -31,9 +35,6 @@ from worker.vision.sniff import check
 from worker.vision.transforms import compile_steps
 
 _PROOF_ERRORS: tuple[type[Exception], ...] = (DarkroomError, *RUN_ERRORS)
-
-_ALL_SIZES = 16
-"""Up to here every size of a batch is warmed."""
 
 
 def load_model(load: Load) -> Model:
@@ -75,14 +76,17 @@ def load_model(load: Load) -> Model:
         compile_heads=compile_heads,
         heads=compile_heads({}),
         max_size=manifest.batch_max_size,
+        sample=np.zeros((1, *agreement.row_shape), agreement.row_dtype),
+        costs=_costs(session, agreement),
     )
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
+    model.sample = rows[0]
     model.proof = Proof(rows[0], model.run(rows[0]))
     model.heads = compile_heads(load.limits.thresholds)  # golden samples are held to the manifest's
     if agreement.fixed_batch is None:
         model.rows_mix = _rows_mix(model, rows[0])
     try:
-        model.service_ms = _warm(model, rows[0], model.cap(load.limits))
+        sizing_of(model, load.limits).widen()
     except RUN_ERRORS as error:
         _not_the_device(model, error)
         raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
@@ -99,10 +103,10 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
         device=stamp.device,
         precision=stamp.precision,
         fallback=stamp.fallback,
-        max_size=model.cap(limits),
+        max_size=sizing_of(model, limits).bounds.cap,
         row_bytes=model.row_bytes,
         load_ms=load_ms,
-        service_ms=model.service_ms,
+        service_ms={str(size): taken_s * 1e3 for size, taken_s in model.costs.times_s.items()},
         signature={
             "inputs": [tensor._asdict() for tensor in graph.inputs],
             "outputs": [tensor._asdict() for tensor in graph.outputs],
@@ -204,20 +208,27 @@ def _rows_mix(model: Model, batch: Array) -> bool:
     return not all(same(one[0], two[1]) for one, two in zip(single, together, strict=True))
 
 
-def _warm(model: Model, batch: Array, cap: int) -> dict[str, float]:
-    """Run every batch size that will be seen often, so that no record pays for the first time.
+def sizing_of(
+    model: Model, limits: Limits, *, tell: Callable[[Bounds], None] = lambda _: None
+) -> Sizing:
+    """Return what chooses the bounds of a model's batches, and warms them with its sample."""
+    warm = partial(_seconds_of, model)
+    return Sizing(model.costs, limits, allowed=model.cap, warm=warm, tell=tell)
 
-    Returns milliseconds of one run for some of them; the better of two.
+
+def _costs(session: Session, agreement: Agreement) -> Costs:
+    """Return the table to be filled. A GPU prepares itself anew for every shape, a CPU does not."""
+    fixed = agreement.fixed_batch
+    return Costs(exact=fixed is None and session.stamp.provider == CPU, first=fixed or 1)
+
+
+def _seconds_of(model: Model, rows: int) -> float:
+    """Return what a batch of the golden sample takes, as lanes take it; the better of two.
+
+    The first one also pays for what a session does once for every size.
     """
-    timed = {1, max(1, cap // 2), cap}
-    sizes = timed if model.agreement.fixed_batch else timed | _usual(cap)
-    service_ms = {}
-    for size in sorted(sizes):
-        rows = np.repeat(batch, size, axis=0)
-        took_ms = [_run_ms(model, rows) for _ in range(2 if size in timed else 1)]
-        if size in timed:
-            service_ms[str(size)] = min(took_ms)
-    return service_ms
+    batch = np.repeat(model.sample, rows, axis=0)
+    return min(_taken_s(model, batch) for _ in range(2))
 
 
 def _rest(model: Model, batch: Array) -> None:
@@ -231,13 +242,7 @@ def _rest(model: Model, batch: Array) -> None:
         trim(0)
 
 
-def _usual(cap: int) -> set[int]:
-    """Return all sizes up to _ALL_SIZES, then powers of two."""
-    powers = {2**n for n in range(cap.bit_length())}
-    return {*range(1, min(cap, _ALL_SIZES) + 1), *(size for size in powers if size <= cap)}
-
-
-def _run_ms(model: Model, batch: Array) -> float:
+def _taken_s(model: Model, batch: Array) -> float:
     begun_s = time.perf_counter()
-    model.run(batch)
-    return (time.perf_counter() - begun_s) * 1e3
+    model.predictions(model.run(batch))
+    return time.perf_counter() - begun_s

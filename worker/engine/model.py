@@ -4,7 +4,7 @@ Pure calls on arrays, for any lane at once; it must not know threads, records or
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +12,12 @@ import orjson
 from numpy.typing import NDArray
 
 from worker.engine.contract import Agreement
+from worker.engine.costs import Costs
 from worker.engine.session import RUN_ERRORS, Session
 from worker.errors import RecordFault
 from worker.types import Limits
 
 Array = NDArray[Any]
-_GAIN = 1.1
-"""What a row alone must cost more than in the best batch for company to be worth waiting for."""
 _SAME = 1e-3
 """Relative difference that another batch size may make; kernels sum in another order."""
 Reading = bytes | RecordFault
@@ -49,8 +48,10 @@ class Model:
     """Replaced whole while lanes run; the names stay."""
     max_size: int | None
     """Of the manifest."""
-    service_ms: dict[str, float] = field(default_factory=dict)
-    """Batch size -> milliseconds of one run, measured while warming."""
+    sample: Array
+    """The row of the first golden sample, as a batch of one."""
+    costs: Costs
+    """What batches take, by their size; their lock is the sizing's."""
     rows_mix: bool = False
     """Rows of one batch change each other's results: they are run one by one."""
     proof: Proof | None = None
@@ -70,12 +71,6 @@ class Model:
     def row_bytes(self) -> int:
         return int(np.prod(self.row_shape)) * np.dtype(self.row_dtype).itemsize
 
-    @property
-    def gains(self) -> bool:
-        """Say whether rows are cheaper together, by what was measured while warming."""
-        each_ms = {int(size): ms / int(size) for size, ms in self.service_ms.items()}
-        return each_ms.get(1, float("inf")) > _GAIN * min(each_ms.values(), default=0.0)
-
     def cap(self, limits: Limits) -> int:
         """Return how many rows a batch may have: the least that anybody allows, at least one."""
         allowed = [limits.max_size, limits.max_bytes // self.row_bytes]
@@ -92,12 +87,13 @@ class Model:
     def run(self, batch: Array) -> list[Array]:
         """Return the outputs that heads read for rows `[n, ...]`; raises one of RUN_ERRORS.
 
-        A graph of a fixed batch gets its tail padded with the last row; what comes of that is cut.
+        Where only some sizes can be run, the tail is padded with the last row; what comes of that
+        is cut.
         """
         rows = len(batch)
-        fixed = self.agreement.fixed_batch
-        if fixed is not None and rows < fixed:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], fixed - rows, axis=0)])
+        whole = self.agreement.fixed_batch or self.costs.whole(rows)
+        if rows < whole:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], whole - rows, axis=0)])
         outputs = self.session.run(self.agreement.outputs, {self.agreement.input_name: batch})
         for name, output in zip(self.agreement.outputs, outputs, strict=True):
             if len(output) != len(batch):

@@ -18,8 +18,6 @@ DECODE_BYTES_PER_PIXEL = 16
 """What a lane reserves before it decodes: OpenCV really peaks at 6 to 16 bytes a pixel."""
 _DECODE_FLOOR_BYTES = 256 << 20
 """Many lanes shall not wait for each other only because the largest picture allowed is small."""
-_AUTO_MAX_SIZE = 16
-"""On CPU a batch gains at most 15 % (measured), most of it up to here."""
 
 
 class Share(NamedTuple):
@@ -79,12 +77,14 @@ def limits_of(settings: Settings) -> Limits:
     """Return the first limits; later ones come from the control channel."""
     batch, limits = settings.batch, settings.limits
     return Limits(
-        max_size=_AUTO_MAX_SIZE if batch.max_size == "auto" else batch.max_size,
+        max_size=batch.most_rows,
         min_size=batch.min_size,
         max_wait_ms=batch.max_wait_ms,
         max_bytes=batch.max_bytes,
         image_max_bytes=limits.image_max_bytes,
         image_max_pixels=limits.image_max_pixels,
+        slo_ms=batch.slo_ms,
+        adaptive=batch.max_size == "auto",
     )
 
 

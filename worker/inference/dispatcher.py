@@ -7,8 +7,8 @@ keeps its place here until it has had exactly one outcome.
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -16,6 +16,7 @@ import structlog
 from worker.errors import ChannelError, RecordFault, RecordSkipped
 from worker.inference.faults import outcome_of
 from worker.inference.guilt import Guilt
+from worker.inference.line import Line
 from worker.inference.window import Window
 from worker.protocol.messages import Outcomes, Retry, Row
 from worker.types import (
@@ -68,7 +69,8 @@ Observer = Callable[[ModelRef, Outcomes], None]
 class Port(Protocol):
     """What the dispatcher needs of an engine."""
 
-    def submit(self, rows: Sequence[Row]) -> None: ...
+    def submit(self, rows: Sequence[Row], *, behind_s: float) -> None:
+        """Give it rows; `behind_s`: how long what waits behind them will take."""
 
     def condemn(self, why: str) -> None:
         """Kill it; `detach` follows."""
@@ -87,6 +89,7 @@ class Dispatcher:
     """The jobs of one model version.
 
     `defer` runs a function soon, on the loop: outcomes are never told from inside `submit`.
+    `priorities`: topic -> weight among those that wait.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Dispatcher:
         numbers: Iterator[int],
         defer: Callable[[Callable[[], None]], object],
         wall_s: Callable[[], float] = time.time,
+        priorities: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._ref = ref
         self._on_outcomes = on_outcomes
@@ -107,7 +111,7 @@ class Dispatcher:
         self._wall_s = wall_s
         self._engine: Attached | None = None
         self._guilt = Guilt()
-        self._waiting: deque[tuple[int, Job]] = deque()
+        self._waiting: Line[Job] = Line(_topic_of, priorities)
         self._suspects: dict[int, Job] = {}
         self._inside: dict[int, Job] = {}
         self._inside_bytes = 0
@@ -130,7 +134,7 @@ class Dispatcher:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs; each gets exactly one outcome, later."""
-        self._waiting.extend(zip(self._numbers, jobs, strict=False))
+        self._waiting.add(zip(self._numbers, jobs, strict=False))
         self._pump()
         if self._finished:
             self._defer(self._flush)
@@ -162,7 +166,7 @@ class Dispatcher:
         elif alone in self._guilt.suspects:
             self._suspects[alone] = inside[alone]
             innocent.clear()
-        self._waiting.extendleft(reversed(innocent))
+        self._waiting.put_back(innocent)
         self._flush()
 
     def outcomes(self, message: Outcomes) -> None:
@@ -202,8 +206,7 @@ class Dispatcher:
         for row in [row for row, job in self._suspects.items() if suspects and which(job)]:
             self._guilt.closed(row)
             jobs.append(self._suspects.pop(row))
-        jobs += [job for _, job in self._waiting if which(job)]
-        self._waiting = deque(each for each in self._waiting if not which(each[1]))
+        jobs += self._waiting.withdraw(which)
         self._flush()
         return jobs
 
@@ -222,6 +225,7 @@ class Dispatcher:
             timing = Timing(wait, decode, preprocess, run, heads)
             predicted = Predicted(predictions, width, height, size, timing, model, stamp)
             self._finished.append(Finished(self._take(row).ticket, predicted))
+        engine.window.cap = message.cap or engine.window.cap
         engine.window.served(len(message.done))
         self._guilt.passed(row.id for row in message.done)
         self._doubted = False
@@ -269,32 +273,35 @@ class Dispatcher:
         rows: list[Row] = []
         closed_bytes = self._inside_bytes
         while self._waiting and engine.window.has_room(len(self._inside), self._inside_bytes):
-            number, job = self._waiting.popleft()
+            number, job = self._waiting.take()
             if job.deadline_ms is not None and self._expired(job):
                 continue
             self._inside[number] = job
             self._inside_bytes += len(job.image)
             rows.append(Row(number, job.image, alone=False))
             if len(rows) == _GROUP_ROWS or self._inside_bytes - closed_bytes >= _GROUP_BYTES:
-                engine.port.submit(rows)
+                self._give(engine, rows)
                 rows, closed_bytes = [], self._inside_bytes
         if rows:
-            engine.port.submit(rows)
+            self._give(engine, rows)
+
+    def _give(self, engine: Attached, rows: Sequence[Row]) -> None:
+        engine.port.submit(rows, behind_s=engine.window.seconds(len(self._waiting)))
 
     def _try_alone(self, engine: Attached) -> None:
         """Run one suspect, or a witness, with nothing else in the engine: so guilt is certain."""
         while not self._inside and not self._guilt.clear:
             # The last one that came: the farthest from the suspects, should those be neighbours.
-            witness = self._waiting[-1][0] if self._waiting else None
+            witness = self._waiting.newest()
             row = self._guilt.next_alone(witness)
-            job = self._waiting.pop()[1] if row == witness else self._suspects.pop(row)
+            job = self._waiting.take_newest() if row == witness else self._suspects.pop(row)
             if job.deadline_ms is not None and self._expired(job):
                 self._guilt.closed(row)
                 continue
             self._alone = row
             self._inside[row] = job
             self._inside_bytes += len(job.image)
-            engine.port.submit([Row(row, job.image, alone=True)])
+            self._give(engine, [Row(row, job.image, alone=True)])
         if self._guilt.clear and not self._inside:
             self._pump()
 
@@ -323,3 +330,7 @@ class Dispatcher:
             self._on_outcomes(finished)
         if self._empty is not None and not self.in_flight and not self._empty.done():
             self._empty.set_result(None)
+
+
+def _topic_of(job: Job) -> str:
+    return job.ticket.position.topic

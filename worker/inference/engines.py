@@ -97,8 +97,8 @@ class Engine:
     def pid(self) -> int | None:
         return self._peer.pid
 
-    def submit(self, rows: Sequence[Row]) -> None:
-        self._channel.send(Submit(tuple(rows)))
+    def submit(self, rows: Sequence[Row], *, behind_s: float) -> None:
+        self._channel.send(Submit(tuple(rows), behind_s))
 
     def set_limits(self, limits: Limits) -> None:
         self._channel.send(SetLimits(limits))

@@ -93,6 +93,8 @@ class Supervisor:
         self._backoff = backoff or Backoff()
         self._engine: Engine | None = None
         self._loaded: Loaded | None = None
+        self._window: Window | None = None
+        """Of the last engine."""
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._stuck: frozenset[int] = frozenset()
@@ -119,8 +121,15 @@ class Supervisor:
 
     @property
     def capacity_rows(self) -> int:
-        """Rows in the engine that keep its lanes busy: one batch for each."""
-        return self._spec.load.lanes * (self._loaded.max_size if self._loaded else 1)
+        """Rows in the engine that keep its lanes busy: one batch for each, as it makes them now."""
+        return self._spec.load.lanes * (self._window.cap if self._window else 1)
+
+    @property
+    def capacity_rate(self) -> float:
+        """Rows a second that its lanes can run, by what was measured while warming."""
+        times_ms = self._loaded.service_ms if self._loaded else {}
+        each_ms = min((ms / int(size) for size, ms in times_ms.items()), default=0.0)
+        return self._spec.load.lanes / each_ms * 1e3 if each_ms else 0.0
 
     @property
     def status(self) -> Status:
@@ -132,7 +141,7 @@ class Supervisor:
             provider=loaded.provider if loaded else None,
             device=loaded.device if loaded else None,
             lanes=self._spec.load.lanes,
-            max_size=loaded.max_size if loaded else 0,
+            max_size=self._window.cap if self._window else 0,
             in_flight=self._dispatcher.in_flight,
             restarts=self._restarts,
             convicted=self._dispatcher.convicted,
@@ -299,9 +308,10 @@ class Supervisor:
 
     def _attached(self, engine: Engine) -> Attached:
         loaded, ref = engine.loaded, self._spec.ref
+        self._window = Window(2 * self._spec.load.lanes, cap=loaded.max_size)
         return Attached(
             engine,
-            Window(2 * self._spec.load.lanes * loaded.max_size),
+            self._window,
             ModelStamp(ref.name, ref.version, loaded.sha256, self._spec.load.manifest_sha256),
             EngineStamp(loaded.provider, loaded.device, loaded.precision, loaded.fallback),
         )

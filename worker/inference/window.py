@@ -14,20 +14,31 @@ _MEASURE_S = 0.25
 
 
 class Window:
-    """Counts what one engine serves; `floor_rows` is two batches for every lane."""
+    """Counts what one engine serves; it has room for so many batches at least: two for each lane.
 
-    def __init__(self, floor_rows: int, *, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._floor_rows = floor_rows
+    `cap`: rows of a batch, as the engine says at first.
+    """
+
+    def __init__(
+        self, batches: int, *, cap: int = 1, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._batches = batches
+        self.cap = cap
+        """As it said last."""
         self._clock_s = clock_s
-        self._rows = floor_rows
         self._rate = 0.0
+        self._ahead_rows = 0
         self._served = 0
         self._since_s = clock_s()
 
     @property
     def rows(self) -> int:
         """Records that may be inside at a time."""
-        return self._rows
+        return max(self._batches * self.cap, self._ahead_rows)
+
+    def seconds(self, rows: int) -> float:
+        """Return how long so many records take at the rate of late; 0 before there is one."""
+        return rows / self._rate if self._rate else 0.0
 
     def served(self, rows: int) -> None:
         """Count records that were served; the window follows the measured rate."""
@@ -38,12 +49,13 @@ class Window:
         self._rate = (self._rate + self._served / elapsed_s) / 2
         self._served = 0
         self._since_s += elapsed_s
-        self._rows = max(self._floor_rows, round(self._rate * _AHEAD_S))
+        self._ahead_rows = round(self._rate * _AHEAD_S)
 
     def worth_filling(self, inside: int) -> bool:
         """Say whether a quarter is free: below that it is busy, and a message costs more."""
-        return self._rows - inside >= self._rows // 4
+        rows = self.rows
+        return rows - inside >= rows // 4
 
     def has_room(self, inside: int, inside_bytes: int) -> bool:
         """Say whether another record may go in; into an empty engine always."""
-        return inside == 0 or (inside < self._rows and inside_bytes < WINDOW_BYTES)
+        return inside == 0 or (inside < self.rows and inside_bytes < WINDOW_BYTES)

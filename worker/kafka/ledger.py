@@ -4,6 +4,7 @@ Pure: no I/O, no clock of its own, nothing of producers or consumers. Offsets ma
 (compaction, control records): what was fetched is tracked, nothing is counted.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -138,19 +139,31 @@ class Bound:
     """How much the worker may have in flight, from fetch to commit: records, bytes and seconds.
 
     Seconds: `rate x max_s` records, with the rate measured while there was something to do, and
-    never fewer than `floor` (what keeps the lanes busy), so that a revoke drains in about `max_s`.
+    never fewer than `floor` (what keeps the lanes busy), so that a revoke drains in about `max_s`;
+    but never more than what drains in `drain_s`, once a rate is measured or expected.
     """
 
     _WINDOW_S = 0.5
     _FIRST_BYTES = 128 << 10
 
-    def __init__(self, *, max_records: int, max_bytes: int, max_s: float, floor: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_records: int,
+        max_bytes: int,
+        max_s: float,
+        floor: int,
+        drain_s: float = math.inf,
+    ) -> None:
         self.floor = max(1, floor)
+        self.expected_rate = 0.0
+        """Records a second, until there is a measured rate; 0: not known."""
         self.records = 0
         self.size_bytes = 0
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._max_s = max_s
+        self._drain_s = drain_s
         self._rate: float | None = None
         self._mean_bytes = float(self._FIRST_BYTES)
         self._unfinished = 0
@@ -162,7 +175,9 @@ class Bound:
     def cap(self) -> int:
         """Records that may be in flight now."""
         by_time = 0 if self._rate is None else int(self._rate * self._max_s)
-        return min(self._max_records, max(self.floor, by_time))
+        cap = min(self._max_records, max(self.floor, by_time))
+        rate = self.expected_rate if self._rate is None else self._rate
+        return max(1, int(min(cap, rate * self._drain_s))) if rate else cap
 
     @property
     def room(self) -> int:

@@ -31,6 +31,8 @@ class RegistryOptions(NamedTuple):
     max_failures: int
     """Failures of a version in a row that open its breaker."""
     reset_timeout_s: float
+    topic_priorities: Mapping[str, int] = MappingProxyType({})
+    """Weights among the records that wait for an engine."""
     failpoint: str | None = None
     devices: Devices = NO_DEVICES
     """GPUs for engines."""
@@ -51,6 +53,7 @@ class RegistryOptions(NamedTuple):
             hold_s=models.rollback_hold_s,
             max_failures=breaker.max_failures,
             reset_timeout_s=breaker.reset_timeout_s,
+            topic_priorities=MappingProxyType(settings.kafka.topic_priorities),
             failpoint=failpoint,
             devices=devices,
             provider_options=MappingProxyType(engine.provider_options),
@@ -81,6 +84,9 @@ class Overrides(Protocol):
     @property
     def thresholds(self) -> Mapping[str, float]: ...
 
+    @property
+    def slo_ms(self) -> float | None: ...
+
 
 def overridden(limits: Limits, changes: Overrides | None) -> Limits:
     """Return the limits of one model."""
@@ -88,7 +94,9 @@ def overridden(limits: Limits, changes: Overrides | None) -> Limits:
         return limits
     return limits._replace(
         max_size=limits.max_size if changes.max_size is None else changes.max_size,
+        adaptive=limits.adaptive and changes.max_size is None,
         min_size=limits.min_size if changes.min_size is None else changes.min_size,
         max_wait_ms=limits.max_wait_ms if changes.max_wait_ms is None else changes.max_wait_ms,
         thresholds=changes.thresholds,
+        slo_ms=limits.slo_ms if changes.slo_ms is None else changes.slo_ms,
     )

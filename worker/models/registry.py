@@ -111,6 +111,11 @@ class Registry:
         return sum(supervisor.capacity_rows for supervisor in self._berths.loaded.values())
 
     @property
+    def capacity_rate(self) -> float:
+        """Rows a second that the engines can run, decoding aside; 0: not known."""
+        return sum(supervisor.capacity_rate for supervisor in self._berths.loaded.values())
+
+    @property
     def in_flight(self) -> int:
         """Jobs that have no outcome yet."""
         return self._waiting.returning + sum(berth.in_flight for berth in self._berths)
@@ -292,8 +297,8 @@ class Registry:
             self._timer.cancel()
             self._timer = None
         if due:
-            wait_s = max(0.0, min(due) - now_s)
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self.look)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, min(due) - now_s), self.look)
 
     async def close(self, deadline_s: float) -> None:
         """End all engines: what they have may finish until the deadline, then they are killed."""
@@ -310,8 +315,7 @@ class Registry:
         berth.role = role
 
     def _switched(self, old: ModelRef | None, new: ModelRef) -> None:
-        before = None if old is None else old.version
-        _log.info("model.switched", model=new.name, version=new.version, before=before)
+        _log.info("model.switched", model=new.name, version=new.version, before=old and old.version)
         if old is not None:
             busy = self._berths.of(old).in_flight > 0
             self._gaps.switched(new, self._clock_s(), busy=busy)
@@ -374,11 +378,10 @@ class Registry:
 
     def _new_berth(self, ref: ModelRef) -> Berth:
         options = self._options
-        breaker = Breaker(options.max_failures, options.reset_timeout_s)
         berth = Berth(
             ref,
             dispatch=self._new_dispatcher,
-            breaker=breaker,
+            breaker=Breaker(options.max_failures, options.reset_timeout_s),
             clock_s=self._clock_s,
             changed=self._changed,
             release=self._release,
@@ -393,4 +396,5 @@ class Registry:
             observe=partial(self._observed, berth),
             numbers=self._numbers,
             defer=asyncio.get_running_loop().call_soon,
+            priorities=self._options.topic_priorities,
         )

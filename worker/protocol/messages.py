@@ -52,11 +52,11 @@ class Loaded(NamedTuple):
     precision: str
     fallback: bool
     max_size: int
-    """The cap of a batch after the manifest, the graph and the limits were taken into account."""
+    """The cap of a batch by manifest, graph, limits and what was measured; it may change later."""
     row_bytes: int
     load_ms: float
     service_ms: dict[str, float]
-    """Batch size -> milliseconds of one run, measured while warming."""
+    """Batch size -> milliseconds from rows to predictions, measured while warming."""
     signature: dict[str, Any]
     """What the graph says: `inputs` and `outputs` (name, dtype, shape), `metadata`; then `nodes`
     (execution provider -> how many run there) and `refused` (why no better provider is used)."""
@@ -86,6 +86,8 @@ class Submit(NamedTuple):
     """A group of records; each gets exactly one outcome, in whatever order."""
 
     rows: tuple[Row, ...]
+    behind_s: float = 0.0
+    """How long what waits in the worker behind these will take, at the rate of late."""
 
 
 class SetLimits(NamedTuple):
@@ -153,6 +155,8 @@ class Outcomes(NamedTuple):
     heads_ms: float
     batch_size: int
     """Rows that ran together; 0 when nothing ran."""
+    cap: int = 0
+    """Rows of a batch, at most, as the engine has it now; 0 when nothing ran."""
 
 
 Message = Load | Loaded | LoadFailed | Submit | SetLimits | Bye | Outcomes | Trouble | Stopped
@@ -172,12 +176,12 @@ _TAGS = {kind: tag for tag, kind in _PLAIN.items()}
 def encode(message: Message) -> list[Buffer]:
     """Return the message as buffers: its JSON header first, then the parts of its body."""
     match message:
-        case Submit(rows):
+        case Submit(rows, behind_s):
             head = [(row.id, len(row.image), row.alone) for row in rows]
-            return [orjson.dumps(("submit", head)), *(row.image for row in rows)]
-        case Outcomes(done, faults, retries, run_ms, heads_ms, batch_size):
+            return [orjson.dumps(("submit", head, behind_s)), *(row.image for row in rows)]
+        case Outcomes(done, faults, retries, run_ms, heads_ms, batch_size, cap):
             head_done = [(*row[:6], len(row.predictions)) for row in done]
-            header = ("outcomes", head_done, faults, retries, run_ms, heads_ms, batch_size)
+            header = ("outcomes", head_done, faults, retries, run_ms, heads_ms, batch_size, cap)
             return [orjson.dumps(header, default=tuple), *(row.predictions for row in done)]
         case _:
             return [orjson.dumps((_TAGS[type(message)], *message), default=_plain)]
@@ -191,7 +195,7 @@ def decode(header: Buffer, body: memoryview) -> Message:
     try:
         kind, *fields = orjson.loads(header)
         if kind == "submit":
-            return Submit(_rows(fields[0], body))
+            return Submit(_rows(fields[0], body), fields[1])
         if kind == "outcomes":
             return _outcomes(fields, body)
         if kind == "load":
@@ -217,7 +221,7 @@ def _rows(head: Sequence[tuple[int, int, bool]], body: memoryview) -> tuple[Row,
 
 
 def _outcomes(fields: list[Any], body: memoryview) -> Outcomes:
-    head, faults, retries, run_ms, heads_ms, batch_size = fields
+    head, faults, retries, run_ms, heads_ms, batch_size, cap = fields
     done, start = [], 0
     for *row, size in head:
         done.append(Done._make((*row, bytes(body[start : start + size]))))
@@ -229,4 +233,5 @@ def _outcomes(fields: list[Any], body: memoryview) -> Outcomes:
         run_ms,
         heads_ms,
         batch_size,
+        cap,
     )

@@ -80,6 +80,47 @@ class Histogram(Collector):
         yield family
 
 
+class Batches:
+    """What batches take, by version and size: running means, as the engines' own tables have them.
+
+    Only for sizes that are buckets of such a table, so that labels are bounded.
+    """
+
+    _ALPHA = 0.1
+    _EVERY_SIZE = 16
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._service = _gauge(
+            registry,
+            "batch_service_seconds",
+            "Seconds of a batch from its rows to their predictions, a running mean.",
+            "model",
+            "rows",
+        )
+        self._cap = _gauge(
+            registry, "batch_cap_rows", "Rows of a batch, at most, as chosen now.", "model"
+        )
+        self._means: dict[str, dict[int, float]] = {}
+
+    def ran(self, model: str, rows: int, seconds: float, *, cap: int) -> None:
+        """Note a batch of `model` (NAME/VERSION)."""
+        means = self._means.setdefault(model, {})
+        self._cap.labels(model).set(cap)
+        if rows > self._EVERY_SIZE and rows & (rows - 1):
+            return
+        mean = means.get(rows, seconds)
+        means[rows] = mean = mean + self._ALPHA * (seconds - mean)
+        self._service.labels(model, str(rows)).set(mean)
+
+    def forget(self, model: str) -> None:
+        """Show nothing more of a version."""
+        means = self._means.pop(model, None)
+        if means is not None:
+            self._cap.remove(model)
+        for rows in means or ():
+            self._service.remove(model, str(rows))
+
+
 class Metrics:
     """The metrics of one worker in a registry of their own."""
 
@@ -125,6 +166,7 @@ class Metrics:
         self.batch_rows = Histogram(
             "darkroom_batch_rows", "Rows of a batch that ran.", registry=registry, bounds=_ROWS
         ).of()
+        self.batches = Batches(registry)
         self._engine_states: dict[str, str] = {}
         self._model_infos: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -160,6 +202,7 @@ class Metrics:
     def forget_engine(self, name: str, version: str) -> None:
         """Show nothing more of a version that is not loaded any more."""
         self.set_engine_state(f"{name}/{version}", None)
+        self.batches.forget(f"{name}/{version}")
         labels = self._model_infos.pop((name, version), None)
         if labels is not None:
             self.model_info.remove(*labels)

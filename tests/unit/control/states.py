@@ -75,6 +75,7 @@ def limits(draw: st.DrawFn) -> LiveLimits:
         min_size=draw(st.sampled_from([None, least])),
         max_wait_ms=draw(st.none() | st.floats(0, 60_000)),
         thresholds=frozen(draw(st.dictionaries(heads, scores, max_size=2))),
+        slo_ms=draw(st.none() | st.floats(1, 60_000)),
     )
 
 

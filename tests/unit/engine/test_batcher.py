@@ -37,7 +37,9 @@ def batcher_with(
 
 ONE_PENDING = jobs(10)
 MIN_3 = BOUNDS._replace(min_size=3)
-EAGER = BOUNDS._replace(eager=True)
+EAGER = BOUNDS._replace(enough=1)
+ENOUGH_2 = BOUNDS._replace(enough=2)
+PAIRS = BOUNDS._replace(takes=(0, 1, 2, 2, 4))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,11 @@ EAGER = BOUNDS._replace(eager=True)
             0.0,
             Decode(ONE_PENDING),
         ),
+        ("enough rows before less than a batch", ENOUGH_2, ONE_PENDING, 2, 0.0, Run(jobs(0, 1))),
+        ("not enough rows", ENOUGH_2, ONE_PENDING, 1, 0.0, Decode(ONE_PENDING)),
+        ("rows down to a bucket", PAIRS, [], 3, 0.0, Run(jobs(0, 1))),
+        ("rows down to a bucket at the deadline", PAIRS, ONE_PENDING, 3, 0.005, Run(jobs(0, 1))),
+        ("rows at the cap, which is a bucket", PAIRS, [], 7, 0.0, Run(jobs(0, 1, 2, 3))),
         ("min_size above the cap", BOUNDS._replace(min_size=9), [], 4, 0.0, Run(jobs(0, 1, 2, 3))),
     ],
 )
@@ -184,10 +191,14 @@ class Lanes(RuleBasedStateMachine):
         cap=st.integers(1, 5),
         min_size=st.integers(1, 6),
         wait_s=st.floats(0, 0.02),
-        eager=st.booleans(),
+        enough=st.integers(1, 6),
+        floored=st.booleans(),
     )
-    def limits_change(self, cap: int, min_size: int, wait_s: float, *, eager: bool) -> None:
-        self.bounds = self.batcher.bounds = Bounds(cap, min_size, wait_s, eager)
+    def limits_change(
+        self, cap: int, min_size: int, wait_s: float, enough: int, *, floored: bool
+    ) -> None:
+        takes = (0, 1, 2, 2, 4, 4)[: cap + 1] if floored else ()
+        self.bounds = self.batcher.bounds = Bounds(cap, min_size, wait_s, enough, takes)
 
     @rule()
     def close(self) -> None:

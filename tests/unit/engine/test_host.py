@@ -2,15 +2,13 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.contract.engines import DEADLINE_S, load
 from tests.unit.engine import graphs
-from worker.engine.host import Ending, bounds, serve
-from worker.engine.loader import load_model
+from worker.engine.host import Ending, serve
 from worker.engine.model import Model
 from worker.errors import ChannelError, ModelError
 from worker.protocol.channel import Channel, socket_pair
@@ -122,21 +120,3 @@ def test_a_load_beside_others_steps_back_with_a_thread_that_ends_with_it(
     assert thread not in {each.native_id for each in threading.enumerate()}
     ours.close()
     page.close()
-
-
-@pytest.mark.parametrize(
-    ("service_ms", "eager"),
-    [
-        ({"1": 8.7, "8": 70.2, "16": 142.0}, True),
-        ({"1": 0.053, "32": 0.98, "64": 1.93}, False),
-        ({"1": 9.0, "16": 130.0}, False),
-        ({"1": 9.0}, True),
-        ({}, False),
-    ],
-)
-def test_rows_wait_for_company_only_where_it_makes_them_cheaper(
-    tmp_path: Path, service_ms: dict[str, float], *, eager: bool
-) -> None:
-    asked = load(tmp_path / "1", graphs.version(tmp_path / "1"))
-    model = replace(load_model(asked), service_ms=service_ms)
-    assert bounds(model, asked.limits).eager is eager

@@ -12,7 +12,7 @@ from tests.unit.engine import graphs
 from worker.engine import lanes
 from worker.engine.batcher import Bounds
 from worker.engine.lanes import Floor, Lane
-from worker.engine.loader import load_model
+from worker.engine.loader import load_model, sizing_of
 from worker.engine.model import Array, Model
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
@@ -46,6 +46,7 @@ class Lab:
         self.floor = Floor(
             model=model,
             queue=self.queue,
+            sizing=sizing_of(model, LIMITS),
             rows=Rows(model.row_shape, model.row_dtype, cap=cap),
             reserve=Reserve(1 << 24),
             page=self.page,

@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.contract.engines import LIMITS, load
 from tests.unit.engine import graphs
 from worker.engine import session
+from worker.engine.costs import Costs
 from worker.engine.devices import cuda_problem
 from worker.engine.loader import load_model, loaded
 from worker.engine.model import Array, Model
@@ -277,23 +279,29 @@ def test_session_options_go_to_onnx_runtime_under_its_own_names(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("batch", "document", "limits", "cap"),
+    ("batch", "document", "limits", "cap", "sizes"),
     [
-        ("N", None, LIMITS, 4),
-        ("N", graphs.manifest(batch={"max_size": 2}), LIMITS, 2),
-        ("N", None, LIMITS._replace(max_bytes=3 * 256), 3),
-        ("N", None, LIMITS._replace(max_bytes=10), 1),
-        (1, None, LIMITS, 1),
-        (3, None, LIMITS, 3),
+        ("N", None, LIMITS, 4, [1, 2, 3, 4]),
+        ("N", graphs.manifest(batch={"max_size": 2}), LIMITS, 2, [1, 2]),
+        ("N", None, LIMITS._replace(max_bytes=3 * 256), 3, [1, 2, 3]),
+        ("N", None, LIMITS._replace(max_bytes=10), 1, [1]),
+        (1, None, LIMITS, 1, [1]),
+        (3, None, LIMITS, 3, [3]),
+        (3, None, LIMITS._replace(max_size=2), 2, [3]),
     ],
 )
 def test_the_cap_is_the_least_that_anybody_allows(
-    tmp_path: Path, batch: int | str, document: dict[str, Any] | None, limits: Limits, cap: int
+    tmp_path: Path,
+    batch: int | str,
+    document: dict[str, Any] | None,
+    limits: Limits,
+    cap: int,
+    sizes: list[int],
 ) -> None:
     model = loaded_from(tmp_path, graphs.brightness(batch=batch), document=document, limits=limits)
     answer = loaded(model, limits, load_ms=1.0)
     assert answer.max_size == model.cap(limits) == cap
-    assert set(answer.service_ms) == {str(size) for size in {1, max(1, cap // 2), cap}}
+    assert list(answer.service_ms) == [str(size) for size in sizes]
     assert answer.signature["inputs"] == [
         {"name": "image", "dtype": "tensor(float)", "shape": (batch, 1, 8, 8)}
     ]
@@ -320,12 +328,12 @@ def test_a_model_whose_rows_change_each_other_is_run_row_by_row(tmp_path: Path) 
     ("batch", "max_size", "sizes"),
     [
         ("N", 3, [1, 2, 3]),
-        ("N", 16, [*range(1, 17)]),
-        ("N", 100, [*range(1, 17), 32, 50, 64, 100]),
+        ("N", 16, [1, 2, 4, 8, 16]),
+        ("N", 100, [1, 2, 4, 8, 16, 32, 64, 100]),
         (3, 16, [3]),
     ],
 )
-def test_every_batch_size_that_will_be_seen_is_run_before_the_first_record(
+def test_powers_of_two_and_the_largest_batch_are_run_before_the_first_record(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     batch: int | str,
@@ -343,7 +351,26 @@ def test_every_batch_size_that_will_be_seen_is_run_before_the_first_record(
     limits = LIMITS._replace(max_size=max_size)
     model = loaded_from(tmp_path, graphs.brightness(batch=batch), limits=limits)
     assert sorted(ran) == sizes
-    assert len(model.service_ms) <= 3
+    assert set(sizes) <= model.costs.times_s.keys()
+
+
+def test_sizes_are_chosen_by_what_they_cost_where_none_is_asked_for(tmp_path: Path) -> None:
+    limits = LIMITS._replace(max_size=64, adaptive=True)
+    model = loaded_from(tmp_path, limits=limits)
+    answer = loaded(model, limits, load_ms=1.0)
+    assert 1 <= answer.max_size <= model.costs.largest <= 64
+    assert all(ms > 0 for ms in answer.service_ms.values())
+
+
+def test_where_only_some_sizes_can_be_run_the_rows_beyond_are_padding(tmp_path: Path) -> None:
+    model = loaded_from(tmp_path)
+    costs = Costs(exact=False)
+    for size in (1, 2, 4):
+        costs.seed(size, 0.001)
+    rows = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
+    [whole], [padded] = model.run(rows), replace(model, costs=costs).run(rows)
+    assert padded.shape == whole.shape
+    np.testing.assert_allclose(padded, whole, rtol=1e-6)
 
 
 def test_golden_samples_are_held_to_the_thresholds_of_the_manifest(tmp_path: Path) -> None:

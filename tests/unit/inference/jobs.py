@@ -1,8 +1,9 @@
 """Jobs and what becomes of them, for tests of the worker's side of inference."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
 
 from worker.inference.dispatcher import Attached, Dispatcher, Finished, Job
 from worker.inference.window import Window
@@ -22,8 +23,14 @@ REF = ModelRef("digits", "1")
 NOW_S = 1_000.0
 
 
-def job(offset: int, *, image: bytes | None = None, deadline_ms: int | None = None) -> Job:
-    ticket = Ticket(Position("images", 0, offset), 1, REF, "active", None)
+def job(
+    offset: int,
+    *,
+    image: bytes | None = None,
+    deadline_ms: int | None = None,
+    topic: str = "images",
+) -> Job:
+    ticket = Ticket(Position(topic, 0, offset), 1, REF, "active", None)
     return Job(ticket, str(offset).encode() if image is None else image, deadline_ms)
 
 
@@ -74,9 +81,11 @@ class Port:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.messages: list[int] = []
+        self.behind_s = 0.0
         self.condemned: str | None = None
 
-    def submit(self, rows: Sequence[Row]) -> None:
+    def submit(self, rows: Sequence[Row], *, behind_s: float) -> None:
+        self.behind_s = behind_s
         self.messages.append(len(rows))
         self.rows.extend(rows)
 
@@ -101,7 +110,12 @@ def attached(port: Port, *, window: int = 64) -> Attached:
     )
 
 
-def dispatcher(ends: Ends, *, deferred: list[Callable[[], None]] | None = None) -> Dispatcher:
+def dispatcher(
+    ends: Ends,
+    *,
+    deferred: list[Callable[[], None]] | None = None,
+    priorities: Mapping[str, int] = MappingProxyType({}),
+) -> Dispatcher:
     """Return a dispatcher whose deferred calls run at once, or when the test calls them."""
 
     def at_once(call: Callable[[], None]) -> None:
@@ -114,6 +128,7 @@ def dispatcher(ends: Ends, *, deferred: list[Callable[[], None]] | None = None) 
         numbers=count(1),
         defer=at_once if deferred is None else deferred.append,
         wall_s=lambda: NOW_S,
+        priorities=priorities,
     )
 
 

@@ -18,6 +18,7 @@ from worker.inference.budget import (
     quota_cores,
     resident_bytes,
 )
+from worker.types import Limits
 from worker.vision.containers import Header
 
 MB = 1 << 20
@@ -132,5 +133,22 @@ def test_the_memory_of_this_process_can_be_measured() -> None:
 
 def test_the_first_limits_are_those_of_the_settings() -> None:
     limits = limits_of(Settings(batch=BatchSettings(max_wait_ms=7.5)))
-    assert limits == (16, 1, 7.5, 67_108_864, 33_554_432, 50_000_000, {})
-    assert limits_of(Settings(batch=BatchSettings(max_size=3))).max_size == 3
+    assert limits == Limits(
+        128, 1, 7.5, 67_108_864, 33_554_432, 50_000_000, {}, slo_ms=250.0, adaptive=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "max_size", "adaptive"),
+    [
+        (BatchSettings(max_size=3), 3, False),
+        (BatchSettings(profile="latency"), 64, True),
+        (BatchSettings(profile="throughput"), 512, True),
+        (BatchSettings(profile="throughput", max_size=9), 9, False),
+    ],
+)
+def test_a_size_that_is_given_is_the_cap_and_else_the_profile_bounds_what_is_looked_for(
+    batch: BatchSettings, max_size: int, *, adaptive: bool
+) -> None:
+    limits = limits_of(Settings(batch=batch))
+    assert (limits.max_size, limits.adaptive) == (max_size, adaptive)

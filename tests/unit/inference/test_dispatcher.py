@@ -16,7 +16,9 @@ from tests.unit.inference.jobs import (
     jobs,
     raised,
 )
+from tests.unit.inference.test_window import Clock
 from worker.errors import ChannelError
+from worker.inference.window import Window
 from worker.protocol.messages import Outcomes
 from worker.types import (
     EngineStamp,
@@ -355,3 +357,37 @@ def test_every_message_is_shown_to_the_observer() -> None:
     message = done(*port.take())
     work.outcomes(message)
     assert seen == [(REF, message)]
+
+
+def test_the_engine_is_told_how_long_what_waits_behind_will_take() -> None:
+    port, clock = Port(), Clock()
+    work = dispatcher(Ends())
+    window = Window(8, clock_s=clock)
+    work.attach(attached(port)._replace(window=window))
+    work.submit(jobs(*range(20)))
+    assert port.behind_s == 0.0, "no rate is known yet"
+    clock.now_s += 1.0
+    work.outcomes(done(*port.take(8)))
+    assert port.behind_s == window.seconds(4) == 1.0
+
+
+def test_the_window_follows_the_cap_that_the_engine_tells() -> None:
+    port = Port()
+    work = dispatcher(Ends())
+    engine = attached(port)
+    work.attach(engine._replace(window=Window(2, cap=4)))
+    work.submit(jobs(*range(40)))
+    assert port.messages == [8]
+    work.outcomes(done(*port.take(8))._replace(cap=16))
+    assert port.messages == [8, 32]
+
+
+def test_topics_are_served_by_their_weight_while_they_wait() -> None:
+    port = Port()
+    work = dispatcher(Ends(), priorities={"urgent": 3})
+    work.attach(attached(port, window=16))
+    work.submit(jobs(*range(100)))
+    urgent = [job(offset, topic="urgent") for offset in range(100, 120)]
+    work.submit(urgent)
+    work.outcomes(done(*port.take(16)))
+    assert abs(sum(n >= 100 for n in port.names) - 12) <= 1

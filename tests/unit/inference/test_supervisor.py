@@ -358,6 +358,21 @@ async def test_limits_that_change_while_an_engine_loads_reach_it() -> None:
     await stage.supervisor.stop(1.0)
 
 
+async def test_it_has_room_for_the_batches_that_its_engine_makes_now() -> None:
+    def grows(channel: Channel, _: Page) -> None:
+        loads(channel)
+        for submit in submits(channel):
+            channel.send(outcomes(submit)._replace(cap=32))
+
+    async with started(grows) as stage:
+        assert stage.supervisor.status.max_size == 4
+        assert stage.supervisor.capacity_rate == 2 * 2000.0
+        stage.work.submit(jobs(1))
+        await until(lambda: len(stage.ends.of) == 1)
+        assert stage.supervisor.status.max_size == 32
+        assert stage.supervisor.capacity_rows == 2 * 32
+
+
 async def test_limits_reach_this_engine_and_those_that_follow() -> None:
     seen: list[Limits] = []
 

@@ -50,3 +50,20 @@ def test_bytes_bound_it_but_never_keep_an_empty_engine_waiting() -> None:
     assert window.has_room(1, WINDOW_BYTES - 1)
     assert not window.has_room(1, WINDOW_BYTES)
     assert not window.has_room(8, 0)
+
+
+def test_it_follows_the_batches_that_the_engine_makes() -> None:
+    window = Window(4, cap=16, clock_s=Clock())
+    assert window.rows == 64
+    window.cap = 2
+    assert window.rows == 8
+
+
+def test_it_tells_how_long_records_take_at_the_rate_of_late() -> None:
+    clock = Clock()
+    window = Window(8, clock_s=clock)
+    assert window.seconds(100) == 0.0
+    for _ in range(30):
+        clock.now_s += 1.0
+        window.served(50)
+    assert 1.99 < window.seconds(100) < 2.01

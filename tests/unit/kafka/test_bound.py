@@ -1,6 +1,10 @@
 """How much may be in flight: by records, by bytes and by time, the clock in hand."""
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.kafka.ledger import Bound
 
@@ -8,9 +12,16 @@ MB = 1 << 20
 
 
 def bound(
-    *, max_records: int = 1000, max_bytes: int = 100 * MB, max_s: float = 1.0, floor: int = 16
+    *,
+    max_records: int = 1000,
+    max_bytes: int = 100 * MB,
+    max_s: float = 1.0,
+    floor: int = 16,
+    drain_s: float = math.inf,
 ) -> Bound:
-    return Bound(max_records=max_records, max_bytes=max_bytes, max_s=max_s, floor=floor)
+    return Bound(
+        max_records=max_records, max_bytes=max_bytes, max_s=max_s, floor=floor, drain_s=drain_s
+    )
 
 
 def measured(made: Bound, *, per_second: int) -> Bound:
@@ -87,3 +98,50 @@ def test_one_record_larger_than_the_bound_is_let_in_alone() -> None:
         assert made.room == 0
         made.released(1, 5 * MB)
         assert made.room == 1
+
+
+@pytest.mark.parametrize(
+    ("expected_rate", "drain_s", "cap"),
+    [(0.0, 12.5, 128), (4.0, 12.5, 50), (0.01, 12.5, 1), (1000.0, 12.5, 128), (4.0, math.inf, 128)],
+)
+def test_a_slow_model_has_no_more_in_flight_than_drains_in_time_from_the_first_record_on(
+    expected_rate: float, drain_s: float, cap: int
+) -> None:
+    made = bound(floor=128, drain_s=drain_s)
+    made.expected_rate = expected_rate
+    assert made.cap == made.room == cap
+
+
+def test_a_measured_rate_counts_more_than_what_was_expected() -> None:
+    made = bound(floor=128, drain_s=10.0)
+    made.expected_rate = 1000.0
+    assert measured(made, per_second=2).cap == 20
+
+
+def test_seconds_in_flight_yield_to_the_deadline_of_a_drain() -> None:
+    assert measured(bound(max_s=30.0, drain_s=2.0), per_second=100).cap == 200
+
+
+@given(
+    service_s=st.floats(0.01, 30.0),
+    lanes=st.integers(1, 8),
+    cap=st.integers(1, 64),
+    drain_s=st.floats(1.0, 60.0),
+)
+def test_whatever_a_row_takes_what_is_in_flight_drains_in_time(
+    service_s: float, lanes: int, cap: int, drain_s: float
+) -> None:
+    """Lanes in step take `service_s` for each row; all that the bound lets in is let in."""
+    made = Bound(
+        max_records=4096, max_bytes=1 << 30, max_s=1.0, floor=4 * lanes * cap, drain_s=drain_s
+    )
+    made.expected_rate = lanes / service_s
+    now_s = 0.0
+    for _ in range(50):
+        rows = min(lanes, made.room)
+        made.fetched(rows, rows, now_s)
+        now_s += service_s
+        made.finished(rows, now_s)
+        made.released(rows, rows)
+        rounds = math.ceil(made.cap / lanes)
+        assert rounds == 1 or (rounds - 1) * service_s <= drain_s * 1.001

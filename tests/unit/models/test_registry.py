@@ -6,6 +6,7 @@ import pytest
 from tests.unit.models.stage import A1, A2, A3, B1, C1, D1, LIMITS, ready, stage, until
 from worker.control.messages import LiveLimits
 from worker.inference.dispatcher import Job
+from worker.models.options import overridden
 from worker.models.registry import LOADED
 from worker.models.router import Match, Pin, Rule
 from worker.protocol.messages import Load
@@ -252,6 +253,14 @@ async def test_limits_are_of_one_model_and_reach_its_versions_and_those_loaded_l
         assert on.engines.told[-1].limits == limits
         on.models.set_limits("a", LiveLimits())
         await until(lambda: on.engines.limits[1:] == [LIMITS, LIMITS])
+
+
+def test_a_size_that_is_given_live_is_the_cap_until_it_is_taken_back() -> None:
+    adaptive = LIMITS._replace(adaptive=True)
+    given = overridden(adaptive, LiveLimits(max_size=2, slo_ms=40.0))
+    assert (given.max_size, given.adaptive, given.slo_ms) == (2, False, 40.0)
+    assert overridden(adaptive, LiveLimits()) == adaptive
+    assert overridden(adaptive, LiveLimits(slo_ms=40.0)).adaptive
 
 
 async def test_limits_that_change_while_a_version_loads_reach_it() -> None:

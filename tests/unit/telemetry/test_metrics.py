@@ -104,3 +104,25 @@ def test_an_engine_is_shown_in_one_state_and_forgotten_when_it_is_gone() -> None
     metrics.set_engine_state("digits/1", None)
     metrics.set_engine_state("digits/1", None)
     assert states() == []
+
+
+def test_what_batches_take_is_shown_by_size_and_gone_with_the_version() -> None:
+    metrics = Metrics()
+    batches = metrics.batches
+
+    batches.ran("digits/1", 4, 0.010, cap=8)
+    batches.ran("digits/1", 4, 0.020, cap=16)
+    batches.ran("digits/1", 23, 0.1, cap=32)
+    batches.ran("digits/1", 32, 0.2, cap=32)
+
+    name = "darkroom_batch_service_seconds"
+    assert value(metrics, name, model="digits/1", rows="4") == pytest.approx(0.011)
+    assert value(metrics, name, model="digits/1", rows="23") is None, "labels are bounded"
+    assert value(metrics, name, model="digits/1", rows="32") == pytest.approx(0.2)
+    assert value(metrics, "darkroom_batch_cap_rows", model="digits/1") == 32
+
+    metrics.forget_engine("digits", "1")
+    metrics.forget_engine("digits", "1")
+
+    assert value(metrics, name, model="digits/1", rows="4") is None
+    assert value(metrics, "darkroom_batch_cap_rows", model="digits/1") is None
