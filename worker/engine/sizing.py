@@ -17,7 +17,7 @@ _EVERY_RUNS = 20
 _PROBE_EVERY = 100
 """Of these choices one is a probe, for a hundredth of the batches."""
 _GAIN_WHILE_SERVING = 0.10
-"""What the largest size must gain for larger ones to be warmed then: more than noise would."""
+"""What the largest size must gain for larger ones to be warmed while serving: no mere noise."""
 
 
 def bounds(
