@@ -69,7 +69,7 @@ def main() -> int:
 def _drained(runs: Runs, report: Report) -> float:
     """Drain with every variant in turn; return the median rate of the adaptive one."""
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for name in _turns(runs.effort.pairs):
+    for name in turns(runs.effort.pairs):
         bench = runs.bench._replace(batch=VARIANTS[name])
         rates[name].append(drain(bench, DARKROOM, seconds=runs.effort.seconds).rate)
         report.say(f"  {name:<10} drains {rates[name][-1]:10,.1f}/s")
@@ -83,7 +83,7 @@ def _drained(runs: Runs, report: Report) -> float:
 def _aged(runs: Runs, report: Report, rate: float, share: float) -> bool:
     """Age records with every variant in turn at a share of a rate; False: some were lost."""
     found: dict[str, list[Aged]] = {name: [] for name in VARIANTS}
-    for name in _turns(runs.effort.ages):
+    for name in turns(runs.effort.ages):
         bench = runs.bench._replace(batch=VARIANTS[name])
         seconds, seed = runs.effort.age_s, len(found[name])
         found[name].append(age(bench, DARKROOM, rate=share * rate, seconds=seconds, seed=seed))
@@ -104,7 +104,7 @@ def _aged(runs: Runs, report: Report, rate: float, share: float) -> bool:
     return not any(a.lost for aged in found.values() for a in aged)
 
 
-def _turns(rounds: int) -> Sequence[str]:
+def turns(rounds: int) -> Sequence[str]:
     """Return whose turn it is: each once a round, another one first each time."""
     names = list(VARIANTS)
     return [

@@ -20,8 +20,8 @@ _EVERY_SIZE = 16
 _KNEE = 0.05
 _KNEE_OF_BACKLOG = 0.01
 """What a batch may be less efficient than the best: as little as matters, for less waiting."""
-_GAIN = 0.02
-"""What four times the rows must gain at least for still larger ones to be tried."""
+GAIN = 0.02
+"""What four times the rows must gain at least for still larger ones to be warmed."""
 _SHARE = 0.5
 """Of the objective that a run may take: a record waits for one run, and is in the next."""
 
@@ -61,16 +61,17 @@ class Costs:
         """Buckets -> seconds of one run."""
         return {size: self._table[size].mean_s for size in self._sizes}
 
-    def next_size(self, most: int, *, slo_s: float | None) -> int | None:
+    def next_size(self, most: int, *, slo_s: float | None, gain: float = GAIN) -> int | None:
         """Return the bucket to warm next; None: those that may be used are all there.
 
         `slo_s`: sizes are chosen by their cost, so that it ends where larger ones have no use: not
-        even a backlog may run longer than this, or they are no more efficient.
+        even a backlog may run longer than this, or the largest does not gain so much over sizes of
+        up to a quarter of it.
         """
         top = self.largest
         if not top:
             return self._first
-        if top >= most or (slo_s is not None and self._is_enough(slo_s)):
+        if top >= most or (slo_s is not None and self._is_enough(slo_s, gain)):
             return None
         return min(most, 2 * top)
 
@@ -81,9 +82,9 @@ class Costs:
         """
         below = self.largest
         if below and self._exact:
-            step_s = (seconds - self._table[below].mean_s) / (size - below)
+            start_s = self._table[below].mean_s
+            step_s = (seconds - start_s) / (size - below)
             for between in range(below + 1, min(size, _EVERY_SIZE + 1)):
-                start_s = self._table[below].mean_s
                 self._put(between, start_s + step_s * (between - below))
         self._put(size, seconds)
 
@@ -168,9 +169,9 @@ class Costs:
         cost = self._table[size]
         return cost.mean_s + 2 * cost.deviation_s
 
-    def _is_enough(self, slo_s: float) -> bool:
+    def _is_enough(self, slo_s: float, gain: float) -> bool:
         top = self.largest
         if self._table[top].mean_s > slo_s:
             return True
         smaller = [self._rate(size) for size in self._sizes if size <= top // 4]
-        return bool(smaller) and self._rate(top) < (1 + _GAIN) * max(smaller)
+        return bool(smaller) and self._rate(top) < (1 + gain) * max(smaller)

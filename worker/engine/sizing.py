@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from worker.engine.batcher import Bounds
-from worker.engine.costs import Costs
+from worker.engine.costs import GAIN, Costs
 from worker.engine.session import RUN_ERRORS
 from worker.types import Limits
 
@@ -16,6 +16,8 @@ _EVERY_RUNS = 20
 """Bounds are chosen anew so often, and whenever the limits change."""
 _PROBE_EVERY = 100
 """Of these choices one is a probe, for a hundredth of the batches."""
+_GAIN_WHILE_SERVING = 0.10
+"""What the largest size must gain for larger ones to be warmed while serving: no mere noise."""
 
 
 def bounds(
@@ -112,7 +114,7 @@ class Sizing:
             if chosen != self.bounds:
                 self.bounds = chosen
                 self._tell(chosen)
-            start = not self._widening and self._next_size() is not None
+            start = not self._widening and self._next_size(_GAIN_WHILE_SERVING) is not None
             self._widening = self._widening or start
         if start:
             self._aside(self._widen)
@@ -122,10 +124,10 @@ class Sizing:
         backlog = self._behind_s > limits.slo_ms / 1e3
         return bounds(self._costs, self.most, limits, backlog=backlog, probing=probing)
 
-    def _next_size(self) -> int | None:
+    def _next_size(self, gain: float = GAIN) -> int | None:
         limits = self._limits
         slo_s = limits.slo_ms / 1e3 if limits.adaptive else None
-        size = self._costs.next_size(self._allowed(limits), slo_s=slo_s)
+        size = self._costs.next_size(self._allowed(limits), slo_s=slo_s, gain=gain)
         return None if self._closed or size == self._refused else size
 
     def _widen(self) -> None:

@@ -5,6 +5,7 @@ It drives the real window, batcher, sizing and cost table; the times are a GPU's
 
 import pytest
 
+from benchmarks.adaptive import VARIANTS, turns
 from benchmarks.batching import CPU, GPU, LOADS, OURS, at_load, draining
 from benchmarks.policies import OTHERS, World
 
@@ -38,3 +39,10 @@ def test_close_to_its_limit_a_device_keeps_what_greed_loses() -> None:
     ours = at_load(CPU, OURS, 0.85, seconds=60.0, seed=4)
     greedy = at_load(CPU, GREEDY, 0.85, seconds=60.0, seed=4)
     assert ours.p99_ms < greedy.p99_ms / 2
+
+
+def test_fixed_and_adaptive_batches_are_measured_in_turn_and_each_is_first_once() -> None:
+    order = turns(3)
+    rounds = [order[at : at + len(VARIANTS)] for at in range(0, len(order), len(VARIANTS))]
+    assert [set(names) for names in rounds] == [set(VARIANTS)] * 3
+    assert {names[0] for names in rounds} == set(VARIANTS)

@@ -149,6 +149,16 @@ def test_an_engine_that_ends_warms_nothing_more() -> None:
     assert bench.later == []
 
 
+def test_what_was_warmed_stays_enough_for_a_model_that_hardly_gains() -> None:
+    bench = Bench(LIMITS, each_s=0.010, once_s=0.0)
+    assert bench.sizing.most == 4
+    bench.once_s = 0.0005
+    for _ in range(100):
+        for rows in (1, 2, 3, 4):
+            bench.sizing.ran(rows, bench.seconds(rows))
+    assert bench.later == []
+
+
 def test_a_device_that_was_busy_while_it_was_warmed_is_tried_with_more_when_it_is_not() -> None:
     bench = Bench(LIMITS, each_s=0.050, once_s=0.300)
     assert bench.sizing.most == 1

@@ -26,7 +26,9 @@ from worker.protocol.messages import (
 from worker.types import Limits, Reason
 
 LIMITS = Limits(16, 1, 5.0, 1 << 26, 1 << 25, 50_000_000)
-LIMITED = LIMITS._replace(thresholds=MappingProxyType({"label": 0.5, "mood": 0.25}))
+LIMITED = LIMITS._replace(
+    thresholds=MappingProxyType({"label": 0.5, "mood": 0.25}), slo_ms=40.0, adaptive=True
+)
 ids = st.integers(0, 2**53)
 text = st.text(max_size=20)
 ms = st.floats(0, 1e6)
@@ -40,6 +42,7 @@ outcomes = st.builds(
     ms,
     ms,
     st.integers(0, 64),
+    st.integers(0, 4096),
 )
 
 
@@ -69,9 +72,9 @@ def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
     assert type(round_trip(message)) is type(message)
 
 
-@given(st.lists(rows, max_size=8).map(tuple))
-def test_a_group_of_records_comes_out_as_it_went_in(group: tuple[Row, ...]) -> None:
-    assert round_trip(Submit(group)) == Submit(group)
+@given(st.lists(rows, max_size=8).map(tuple), ms)
+def test_a_group_of_records_comes_out_as_it_went_in(group: tuple[Row, ...], behind: float) -> None:
+    assert round_trip(Submit(group, behind)) == Submit(group, behind)
 
 
 @given(outcomes)
