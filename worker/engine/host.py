@@ -17,13 +17,23 @@ from worker.engine.batcher import Bounds
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model, loaded
 from worker.engine.model import Model
+from worker.engine.profile import Profiler
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
 from worker.engine.rows import Rows
 from worker.errors import ChannelError, DeviceError, ModelError, SettingsError
 from worker.protocol.channel import Channel
 from worker.protocol.failpoints import Failpoints
-from worker.protocol.messages import Bye, Load, LoadFailed, Row, SetLimits, Stopped, Submit
+from worker.protocol.messages import (
+    Bye,
+    Load,
+    LoadFailed,
+    Row,
+    SetLimits,
+    StartProfile,
+    Stopped,
+    Submit,
+)
 from worker.protocol.page import Page
 from worker.types import Limits
 
@@ -123,6 +133,7 @@ class _Host:
             threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
             for n in range(min(load.lanes, page.lanes))
         ]
+        self._profiler = Profiler(self._floor, load, self._lanes)
 
     def start(self) -> None:
         for lane in self._lanes:
@@ -135,6 +146,8 @@ class _Host:
                     self._queue.add(_works(rows))
                 case SetLimits(limits):
                     self._limit(limits)
+                case StartProfile():
+                    self._profiler.start(message, self._channel.send)
                 case Bye():
                     self._drain()
                     return Ending.STOPPED
@@ -150,6 +163,7 @@ class _Host:
 
     def abandon(self) -> None:
         """Let the lanes stop, whatever is left."""
+        self._profiler.abandon()
         self._queue.abandon()
 
     def _limit(self, limits: Limits) -> None:

@@ -19,6 +19,7 @@ from worker.engine.reserve import Reserve
 from worker.engine.rows import Place, Rows
 from worker.engine.session import RUN_ERRORS
 from worker.errors import RecordFault
+from worker.profiling.stages import Enter, Stage, unwatched
 from worker.protocol.failpoints import Failpoint, Failpoints
 from worker.protocol.messages import Done, Fault, Outcomes, Retry
 from worker.protocol.page import Page, Phase
@@ -45,6 +46,8 @@ class Floor:
     """Replaced whole while lanes run."""
     send: Callable[[Outcomes], None]
     failpoints: Failpoints
+    enter: Enter = unwatched
+    """Told what the lane that calls it does from now on; replaced while a profile is taken."""
     turn: threading.Lock = field(default_factory=threading.Lock)
     """Held while a group is decoded: two lanes that take the interpreter from each other for every
     tiny picture finish no more of them than one lane (measured), and cost 45 us more of each."""
@@ -62,11 +65,13 @@ class Lane:
         queue = self._floor.queue
         action = queue.take()
         while not isinstance(action, Stop):
+            ready: Sequence[Work] = ()
             if isinstance(action, Decode):
-                action = queue.take(ready=self._decode(action.jobs))
+                ready = self._decode(action.jobs)
             else:
                 self._run(list(action.rows))
-                action = queue.take()
+            self._floor.enter(Stage.WAITING)
+            action = queue.take(ready=ready)
 
     def _decode(self, group: Sequence[Work]) -> list[Work]:
         """Return the works that have a row now; those that failed have had their outcome.
@@ -76,6 +81,7 @@ class Lane:
         each other out of the core's caches.
         """
         failures: list[Fault | Retry] = []
+        self._floor.enter(Stage.DECODE)
         checked = _each(group, self._check, failures)
         part = _together(checked, most_bytes=min(_GROUP_BYTES, self._floor.reserve.total_bytes))
         if len(part) < len(checked):
@@ -84,6 +90,7 @@ class Lane:
             self._floor.send(_outcomes(failures))
         if not part:
             return []  # all of them have had their outcome
+        self._floor.enter(Stage.WAITING)  # for its turn, and for memory
         if len(part) < 2:
             return self._fill(part)
         with self._floor.turn:
@@ -113,7 +120,9 @@ class Lane:
             floor.send(_outcomes([Fault(work.id, fault.reason, str(fault)) for work in part]))
             return []
         try:
+            floor.enter(Stage.DECODE, len(part))
             decoded = _each(part, self._open, failures)
+            floor.enter(Stage.PREPROCESS, len(decoded))
             ready = _each(decoded, self._write, failures)
         finally:
             for work in part:
@@ -151,6 +160,7 @@ class Lane:
         work.preprocess_s = time.monotonic() - begun_s
 
     def _run(self, works: list[Work]) -> None:
+        self._floor.enter(Stage.COPY_IN, len(works))
         works.sort(key=_order)
         places = [_place(work) for work in works]
         self._floor.page.begin(self._number, Phase.RUN, [work.id for work in works])
@@ -159,6 +169,7 @@ class Lane:
             messages = [self._batch(works, batch)]
         except RUN_ERRORS as error:
             messages = self._one_by_one(works, batch, error)
+        self._floor.enter(Stage.SEND)
         self._floor.page.idle(self._number)
         self._floor.rows.release(places)
         for message in messages:
@@ -172,6 +183,7 @@ class Lane:
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.BEFORE_RUN, *images)
         outputs = floor.model.run(batch)
+        floor.enter(Stage.HEADS, len(works))
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.AFTER_RUN, *images)
         ran_s = time.monotonic()

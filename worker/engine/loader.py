@@ -71,6 +71,7 @@ def load_model(load: Load) -> Model:
         max_size=manifest.batch_max_size,
     )
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
+    model.golden = rows[0]
     model.heads = compile_heads(load.limits.thresholds)  # golden samples are held to the manifest's
     if agreement.fixed_batch is None:
         model.rows_mix = _rows_mix(model, rows[0])

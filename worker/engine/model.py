@@ -40,6 +40,8 @@ class Model:
     """Replaced whole while lanes run; the names stay."""
     max_size: int | None
     """Of the manifest."""
+    golden: Array | None = None
+    """A batch of the one row of a golden sample, once it has proved itself."""
     service_ms: dict[str, float] = field(default_factory=dict)
     """Batch size -> milliseconds of one run, measured while warming."""
     rows_mix: bool = False

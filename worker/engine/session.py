@@ -17,6 +17,7 @@ from worker.engine.contract import Signature, Tensor
 from worker.engine.devices import cpu_name, cuda_problem
 from worker.engine.providers import CPU, Choice, choices
 from worker.errors import DeviceError, ModelError, SettingsError
+from worker.profiling.stages import Enter, Stage, unwatched
 from worker.types import EngineStamp
 
 Array = NDArray[Any]
@@ -97,7 +98,10 @@ class Session:
     """One loaded graph on one provider; `run` may be called from several lanes at once."""
 
     def __init__(self, session: ort.InferenceSession, choice: Choice) -> None:
+        self._session = session
         self._run = session.run
+        self.enter: Enter = unwatched
+        """Told where a run is; replaced while a profile is taken."""
         self.signature = Signature(
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_inputs()),
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_outputs()),
@@ -108,15 +112,33 @@ class Session:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph. Raises one of RUN_ERRORS."""
-        return [np.asarray(array) for array in self._run(outputs, feeds)]
+        self.enter(Stage.KERNELS)
+        arrays = self._run(outputs, feeds)
+        self.enter(Stage.COPY_OUT)
+        return [np.asarray(array) for array in arrays]
+
+    def end_profile(self) -> tuple[Path, float]:
+        """End ONNX Runtime's own profile, where the session was opened with one.
+
+        Returns its file (Chrome's trace events), and the `time.time()` at which its `ts` is 0.
+        """
+        file = Path(self._session.end_profiling())
+        return file, self._session.get_profiling_start_time_ns() / 1e9
 
 
-def open_session(path: Path, *, policy: str, options: Mapping[str, str]) -> Session:
+def open_session(
+    path: Path, *, policy: str, options: Mapping[str, str], profile: Path | None = None
+) -> Session:
     """Open the model by its path (bytes would resolve external data against the working folder).
+
+    `profile`: what the file of ONNX Runtime's own profile shall begin with; None: none is taken.
 
     Raises DeviceError (the policy cannot be met), SettingsError (options) or ModelError (the file).
     """
     settings = _session_options(options)
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
     tried = choices(policy, available=ort.get_available_providers(), cuda_problem=cuda_problem)
     refused: DeviceError | None = None
     for choice in tried:
