@@ -104,7 +104,9 @@ class Worker:
         crew = _Crew(registry, host, agent, following)
         try:
             data_dir = self._settings.data_dir
-            async with Profiler(data_dir, registry, self._metrics, worker=self._id):
+            async with Profiler(
+                data_dir, lambda: registry.supervisors, self._metrics, worker=self._id
+            ):
                 prepared = await self._unless_stopped(self._prepared(crew))
                 if prepared is None:
                     return 0  # stopped before anything was taken in

@@ -9,21 +9,21 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import orjson
 import structlog
 
 from worker.errors import CommandError
-from worker.inference.supervisor import Supervisor
-from worker.models.registry import Registry
 from worker.profiling.door import MAX_S, socket_of
 from worker.profiling.recording import Recording
 from worker.profiling.sampler import sampled
-from worker.protocol.messages import StartProfile
+from worker.protocol.messages import Profiled, StartProfile
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.stages import Stop
+from worker.types import ModelRef
 
 _ASKED_S = 5.0
 _READ_S = 120.0
@@ -31,18 +31,30 @@ _READ_S = 120.0
 log = structlog.get_logger(__name__)
 
 
+class Engine(Protocol):
+    """What can be asked to record itself."""
+
+    async def profile(self, ask: StartProfile) -> Profiled: ...
+
+
 class Profiler:
     """Listens from the begin to the end of its block; one profile is taken at a time."""
 
     def __init__(
-        self, data_dir: Path, registry: Registry, metrics: Metrics, *, worker: str
+        self,
+        data_dir: Path,
+        engines: Callable[[], Mapping[ModelRef, Engine]],
+        metrics: Metrics,
+        *,
+        worker: str,
     ) -> None:
         self._path = socket_of(data_dir, os.getpid())
         self._folder = self._path.parent.absolute()  # its path may be too long for a socket
-        self._registry = registry
+        self._engines = engines
         self._metrics = metrics
         self._worker = worker
         self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = threading.Event()
         self._busy = False
 
@@ -62,8 +74,17 @@ class Profiler:
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._answer(reader, writer), name="profile")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):  # who asked has gone, or never asked (TimeoutError)
             try:
                 await self._serve(reader, writer)
@@ -93,10 +114,10 @@ class Profiler:
         before = self._waits()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(asyncio.to_thread(self._record, seconds, folder))]
-            for number, (ref, supervisor) in enumerate(self._registry.supervisors.items()):
+            for number, (ref, engine) in enumerate(self._engines().items()):
                 file = str(folder / f"{number}.json")
                 ask = StartProfile(seconds, f"engine {ref}", file, kernels)
-                tasks.append(group.create_task(_engine(supervisor, ask)))
+                tasks.append(group.create_task(_recorded(engine, ask)))
         after = self._waits()
         return {
             "waits": {stop: _since(before[stop], after[stop]) for stop in before},
@@ -130,9 +151,9 @@ class Profiler:
         return found
 
 
-async def _engine(supervisor: Supervisor, ask: StartProfile) -> str | None:
+async def _recorded(engine: Engine, ask: StartProfile) -> str | None:
     """Have an engine record itself; return what went wrong."""
-    said = await supervisor.profile(ask)
+    said = await engine.profile(ask)
     return None if said.problem is None else f"{ask.name}: {said.problem}"
 
 

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {*GROUND, "protocol", "telemetry", "models"},
     "membership": {*GROUND, *WORKER_SIDE, "protocol"},
     "pipeline": {*GROUND, *WORKER_SIDE, "protocol"},
-    "profiler": {*GROUND, *WORKER_SIDE, "protocol", "profiling"},
+    "profiler": {*GROUND, "protocol", "telemetry", "profiling"},
     "fleet": {*GROUND, *WORKER_SIDE, "protocol", *TOP},
     "process": set(),
     "app": {*GROUND, *WORKER_SIDE, "protocol", *TOP, "process"},

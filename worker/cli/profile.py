@@ -64,8 +64,8 @@ def profile(
     from worker.profiling.recording import Recording
     from worker.profiling.trace import folded, trace
 
-    output.mkdir(parents=True, exist_ok=True)
     with _connected(load_settings(config).settings.data_dir, pid) as sock:
+        _make(output)
         sock.settimeout(seconds + _ANSWER_S)
         say(f"profiling for {seconds:g} s")
         said = _asked(sock, {"seconds": seconds, "kernels": kernels})
@@ -84,6 +84,14 @@ def profile(
         write_json(document(told))
     else:
         write(text(told).rstrip())
+
+
+def _make(output: Path) -> None:
+    """Make the folder before it is waited for what shall lie there. Raises CommandError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--output {output}: {error.strerror}") from error
 
 
 def _connected(data_dir: Path, pid: int | None) -> socket.socket:

@@ -19,7 +19,7 @@ from worker.engine.reserve import Reserve
 from worker.engine.rows import Place, Rows
 from worker.engine.session import RUN_ERRORS
 from worker.errors import RecordFault
-from worker.profiling.stages import Enter, Stage, unwatched
+from worker.profiling.stages import Stage, Stages
 from worker.protocol.failpoints import Failpoint, Failpoints
 from worker.protocol.messages import Done, Fault, Outcomes, Retry
 from worker.protocol.page import Page, Phase
@@ -46,8 +46,8 @@ class Floor:
     """Replaced whole while lanes run."""
     send: Callable[[Outcomes], None]
     failpoints: Failpoints
-    enter: Enter = unwatched
-    """Told what the lane that calls it does from now on; replaced while a profile is taken."""
+    stages: Stages | None = None
+    """Told what the lane that calls does from now on; there while a profile is taken."""
     turn: threading.Lock = field(default_factory=threading.Lock)
     """Held while a group is decoded: two lanes that take the interpreter from each other for every
     tiny picture finish no more of them than one lane (measured), and cost 45 us more of each."""
@@ -70,7 +70,8 @@ class Lane:
                 ready = self._decode(action.jobs)
             else:
                 self._run(list(action.rows))
-            self._floor.enter(Stage.WAITING)
+            if stages := self._floor.stages:
+                stages.enter(Stage.WAITING)
             action = queue.take(ready=ready)
 
     def _decode(self, group: Sequence[Work]) -> list[Work]:
@@ -81,7 +82,8 @@ class Lane:
         each other out of the core's caches.
         """
         failures: list[Fault | Retry] = []
-        self._floor.enter(Stage.DECODE)
+        if stages := self._floor.stages:
+            stages.enter(Stage.DECODE)
         checked = _each(group, self._check, failures)
         part = _together(checked, most_bytes=min(_GROUP_BYTES, self._floor.reserve.total_bytes))
         if len(part) < len(checked):
@@ -90,7 +92,8 @@ class Lane:
             self._floor.send(_outcomes(failures))
         if not part:
             return []  # all of them have had their outcome
-        self._floor.enter(Stage.WAITING)  # for its turn, and for memory
+        if stages := self._floor.stages:  # for its turn, and for memory
+            stages.enter(Stage.WAITING)
         if len(part) < 2:
             return self._fill(part)
         with self._floor.turn:
@@ -120,9 +123,11 @@ class Lane:
             floor.send(_outcomes([Fault(work.id, fault.reason, str(fault)) for work in part]))
             return []
         try:
-            floor.enter(Stage.DECODE, len(part))
+            if stages := floor.stages:
+                stages.enter(Stage.DECODE, len(part))
             decoded = _each(part, self._open, failures)
-            floor.enter(Stage.PREPROCESS, len(decoded))
+            if stages := floor.stages:
+                stages.enter(Stage.PREPROCESS, len(decoded))
             ready = _each(decoded, self._write, failures)
         finally:
             for work in part:
@@ -160,7 +165,8 @@ class Lane:
         work.preprocess_s = time.monotonic() - begun_s
 
     def _run(self, works: list[Work]) -> None:
-        self._floor.enter(Stage.COPY_IN, len(works))
+        if stages := self._floor.stages:
+            stages.enter(Stage.COPY_IN, len(works))
         works.sort(key=_order)
         places = [_place(work) for work in works]
         self._floor.page.begin(self._number, Phase.RUN, [work.id for work in works])
@@ -169,7 +175,8 @@ class Lane:
             messages = [self._batch(works, batch)]
         except RUN_ERRORS as error:
             messages = self._one_by_one(works, batch, error)
-        self._floor.enter(Stage.SEND)
+        if stages := self._floor.stages:
+            stages.enter(Stage.SEND)
         self._floor.page.idle(self._number)
         self._floor.rows.release(places)
         for message in messages:
@@ -183,7 +190,8 @@ class Lane:
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.BEFORE_RUN, *images)
         outputs = floor.model.run(batch)
-        floor.enter(Stage.HEADS, len(works))
+        if stages := floor.stages:
+            stages.enter(Stage.HEADS, len(works))
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.AFTER_RUN, *images)
         ran_s = time.monotonic()

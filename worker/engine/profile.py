@@ -1,6 +1,6 @@
 """Takes a profile of this engine: its lanes' stages, Python samples, ONNX Runtime's own profile.
 
-Nothing of it is there while none is taken: lanes call a hook that does nothing. Records go on.
+While none is taken lanes find that there is nobody to tell, and that is all it costs.
 """
 
 import os
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,7 +20,7 @@ from worker.errors import DarkroomError
 from worker.models.manifest import MODEL_NAME
 from worker.profiling.recording import Kernels, LaneTrack, Recording
 from worker.profiling.sampler import sampled
-from worker.profiling.stages import Enter, Stage, Stages, unwatched
+from worker.profiling.stages import Stage, Stages
 from worker.protocol.messages import Load, Profiled, StartProfile
 from worker.protocol.page import Phase
 
@@ -35,6 +35,12 @@ _PROBLEMS: tuple[type[Exception], ...] = (DarkroomError, OSError, *RUN_ERRORS)
 Send = Callable[[Profiled], None]
 
 
+class _Begun(NamedTuple):
+    at_s: float
+    cpu_s: float
+    stages: Stages
+
+
 class Profiler:
     """Takes one profile at a time, on a thread of its own."""
 
@@ -43,43 +49,43 @@ class Profiler:
         self._load = load
         self._lanes = lanes
         self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._taking = threading.Lock()
 
     def start(self, ask: StartProfile, send: Send) -> None:
         """Begin, and return; `send` is called with the answer, on another thread."""
-        if self._thread is not None and self._thread.is_alive():
+        if not self._taking.acquire(blocking=False):
             send(Profiled("a profile of this engine is being taken already"))
             return
-        self._thread = threading.Thread(
-            target=self._answer, args=(ask, send), name="profile", daemon=True
-        )
-        self._thread.start()
+        begun = _Begun(time.monotonic(), time.process_time(), Stages(self._doing()))
+        self._watch(begun.stages)  # before anything that comes behind the message
+        threading.Thread(
+            target=self._answer, args=(ask, begun, send), name="profile", daemon=True
+        ).start()
 
     def abandon(self) -> None:
         """End what is being taken now: nobody waits for it any more."""
         self._stopped.set()
 
-    def _answer(self, ask: StartProfile, send: Send) -> None:
+    def _answer(self, ask: StartProfile, begun: _Begun, send: Send) -> None:
         try:
-            self._record(ask).write(Path(ask.file))
+            self._record(ask, begun).write(Path(ask.file))
         except Exception as error:  # noqa: BLE001 - whatever it is, who waits must hear of it; lanes go on
-            said = Profiled(f"it could not be recorded: {error!r}")
+            said = Profiled(f"it could not be recorded: {type(error).__name__}: {error}")
         else:
             said = Profiled(None)
+        finally:
+            self._taking.release()
         try:
             send(said)
         except OSError:
             return  # the worker has gone
 
-    def _record(self, ask: StartProfile) -> Recording:
-        begun_s, begun_cpu_s = time.monotonic(), time.process_time()
-        stages = Stages(self._doing())
-        self._watch(stages.enter)
+    def _record(self, ask: StartProfile, begun: _Begun) -> Recording:
         try:
             samples = sampled(ask.seconds, self._stopped)
         finally:
-            self._watch(unwatched)
-        lanes = stages.close()
+            self._watch(None)
+        lanes = begun.stages.close()
         ended_s, ended_cpu_s = time.monotonic(), time.process_time()
         kernels, notes = None, []
         if ask.kernels and not self._stopped.is_set():
@@ -90,17 +96,17 @@ class Profiler:
         return Recording(
             process=ask.name,
             pid=os.getpid(),
-            begun_s=begun_s,
+            begun_s=begun.at_s,
             ended_s=ended_s,
-            cpu_s=ended_cpu_s - begun_cpu_s,
+            cpu_s=ended_cpu_s - begun.cpu_s,
             samples=samples,
             lanes=lanes,
             kernels=kernels,
             notes=notes,
         )
 
-    def _watch(self, enter: Enter) -> None:
-        self._floor.enter = self._floor.model.session.enter = enter
+    def _watch(self, stages: Stages | None) -> None:
+        self._floor.stages = self._floor.model.session.stages = stages
 
     def _doing(self) -> dict[int, tuple[str, Stage]]:
         """Return what each lane is doing now, as far as its progress word says it."""

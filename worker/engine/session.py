@@ -17,7 +17,7 @@ from worker.engine.contract import Signature, Tensor
 from worker.engine.devices import cpu_name, cuda_problem
 from worker.engine.providers import CPU, Choice, choices
 from worker.errors import DeviceError, ModelError, SettingsError
-from worker.profiling.stages import Enter, Stage, unwatched
+from worker.profiling.stages import Stage, Stages
 from worker.types import EngineStamp
 
 Array = NDArray[Any]
@@ -100,8 +100,8 @@ class Session:
     def __init__(self, session: ort.InferenceSession, choice: Choice) -> None:
         self._session = session
         self._run = session.run
-        self.enter: Enter = unwatched
-        """Told where a run is; replaced while a profile is taken."""
+        self.stages: Stages | None = None
+        """Told where a run is; there while a profile is taken."""
         self.signature = Signature(
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_inputs()),
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_outputs()),
@@ -112,9 +112,11 @@ class Session:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph. Raises one of RUN_ERRORS."""
-        self.enter(Stage.KERNELS)
+        if stages := self.stages:
+            stages.enter(Stage.KERNELS)
         arrays = self._run(outputs, feeds)
-        self.enter(Stage.COPY_OUT)
+        if stages := self.stages:
+            stages.enter(Stage.COPY_OUT)
         return [np.asarray(array) for array in arrays]
 
     def end_profile(self) -> tuple[Path, float]:

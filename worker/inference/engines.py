@@ -111,8 +111,6 @@ class Engine:
         """Wait for the next message about records; None when the engine has gone."""
         while isinstance(message := await self._channel.receive(), Profiled):
             self._answered(message)
-        if message is None:
-            self._answered(Profiled("it ended meanwhile"))
         return message
 
     async def profile(self, ask: StartProfile) -> Profiled:
@@ -147,6 +145,7 @@ class Engine:
     async def destroy(self) -> str:
         """End it if it still lives, reap it, free what it had; return how it ended."""
         how = await _end(self._peer, self._channel, self._page)
+        self._answered(Profiled("it ended meanwhile"))
         return f"{self.condemned}: {how}" if self.condemned else how
 
     def _answered(self, message: Profiled) -> None:

@@ -146,7 +146,9 @@ def _share_lines(shares: Sequence[Share]) -> list[str]:
         f"{'stage':<12}{'lane time':>10}{'us a record':>14}",
         *(f"{name:<12}{share:>10}{us:>14}" for name, share, us in rows),
         "",
-        f"Of the work, most is {most.stage}: {most.share:.1%} of lane time.",
+        f"Of the work, most is {most.stage}: {most.share:.1%} of lane time."
+        if most.share
+        else "The lanes had nothing to do.",
     ]
 
 
