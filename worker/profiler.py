@@ -111,17 +111,19 @@ class Profiler:
     async def _profile(self, seconds: float, folder: Path, *, kernels: bool) -> dict[str, Any]:
         """Record everybody at the same time, each into a file in the folder."""
         log.info("profiling", seconds=seconds)
-        before = self._waits()
+        before, engines = self._waits(), self._engines()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(asyncio.to_thread(self._record, seconds, folder))]
-            for number, (ref, engine) in enumerate(self._engines().items()):
+            for number, (ref, engine) in enumerate(engines.items()):
                 file = str(folder / f"{number}.json")
                 ask = StartProfile(seconds, f"engine {ref}", file, kernels)
                 tasks.append(group.create_task(_recorded(engine, ask)))
         after = self._waits()
+        notes = [] if engines else ["no version was loaded when it began"]
+        notes += [note for task in tasks if (note := task.result()) is not None]
         return {
             "waits": {stop: _since(before[stop], after[stop]) for stop in before},
-            "notes": [note for task in tasks if (note := task.result()) is not None],
+            "notes": notes,
         }
 
     def _record(self, seconds: float, folder: Path) -> str | None:

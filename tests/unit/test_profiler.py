@@ -50,7 +50,8 @@ class Lab:
     def __init__(self, data_dir: Path, problem: str | None = None) -> None:
         metrics = Metrics()
         self.engine = FakeEngine(metrics, problem)
-        self.profiler = Profiler(data_dir, lambda: {REF: self.engine}, metrics, worker="w-1")
+        self.engines = {REF: self.engine}
+        self.profiler = Profiler(data_dir, lambda: self.engines, metrics, worker="w-1")
         self.path = socket_of(data_dir, os.getpid())
         Stages(metrics).observe(Stop.DISPATCH, [100.0])
 
@@ -97,6 +98,14 @@ async def test_what_an_engine_could_not_do_is_told(tmp_path: Path) -> None:
     async with listening(tmp_path, "there is none now") as lab:
         said, recordings = await lab.ask(b'{"seconds": 0.05, "kernels": true}')
     assert said["notes"] == ["engine digits/1: there is none now"]
+    assert [each.process for each in recordings] == ["worker"]
+
+
+async def test_a_worker_that_has_loaded_nothing_yet_says_so(tmp_path: Path) -> None:
+    async with listening(tmp_path) as lab:
+        lab.engines.clear()
+        said, recordings = await lab.ask(b'{"seconds": 0.05, "kernels": true}')
+    assert said["notes"] == ["no version was loaded when it began"]
     assert [each.process for each in recordings] == ["worker"]
 
 

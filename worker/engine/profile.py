@@ -153,6 +153,7 @@ def _of_last_runs(events: Sequence[dict[str, Any]], runs: int) -> list[dict[str,
         {
             "name": event["name"],
             "cat": event["cat"],
+            "tid": event["tid"],
             "ts": event["ts"],
             "dur": event["dur"],
             "args": {name: event["args"][name] for name in _KEPT_ARGS if name in event["args"]},

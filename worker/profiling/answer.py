@@ -11,6 +11,8 @@ from worker.profiling.recording import Kernels, Recording
 from worker.profiling.stages import Stage
 
 _OPERATORS = 5
+_TOLD = 0.005
+"""Of all kernels: the share of an operator that people are told."""
 
 
 class Share(NamedTuple):
@@ -55,6 +57,8 @@ class Answer(NamedTuple):
     seconds: float
     lanes: int
     lane_s: float
+    engine_cpu_s: float
+    """Of the engines, beside which the time that their lanes worked by the clock can be held."""
     records: int
     """Rows that were run."""
     batches: int
@@ -97,6 +101,7 @@ def answer(
         seconds=max((each.seconds for each in recordings), default=0.0),
         lanes=len(lanes),
         lane_s=lane_s,
+        engine_cpu_s=sum(each.cpu_s for each in recordings if each.lanes),
         records=records,
         batches=sum(lane.batches for lane in lanes),
         shares=shares,
@@ -126,29 +131,37 @@ def text(told: Answer) -> str:
         f"{of_lanes}; {told.records:,} records in {told.batches:,} batches",
         "",
     ]
-    lines += _share_lines(told.shares) if told.lane_s else ["No engine was recorded."]
+    lines += _share_lines(told) if told.lane_s else ["No engine was recorded."]
     lines += [
         "",
         f"queue: a record waited {kafka} in Kafka and {engine} in its engine (no lane's time)",
     ]
-    lines += [_runs_line(runs) for runs in told.runs]
+    for runs in told.runs:
+        lines += _runs_lines(runs)
     lines.append("cores: " + ", ".join(f"{name} {busy:.2f}" for name, busy in told.cores.items()))
     lines += [f"note: {note}" for note in told.notes]
     return "\n".join(lines) + "\n"
 
 
-def _share_lines(shares: Sequence[Share]) -> list[str]:
-    most = max((share for share in shares if share.stage != Stage.WAITING), key=lambda s: s.share)
+def _share_lines(told: Answer) -> list[str]:
+    shares = told.shares
+    work = [share for share in shares if share.stage != Stage.WAITING]
+    most, work_s = max(work, key=lambda s: s.share), sum(s.share for s in work) * told.lane_s
     rows = [(s.stage, f"{s.share:.1%}", _number(s.us_a_record)) for s in shares]
     whole = [share.us_a_record for share in shares if share.us_a_record is not None]
     rows.append(("all", f"{sum(s.share for s in shares):.1%}", _number(sum(whole) or None)))
-    return [
+    lines = [
         f"{'stage':<12}{'lane time':>10}{'us a record':>14}",
         *(f"{name:<12}{share:>10}{us:>14}" for name, share, us in rows),
         "",
-        f"Of the work, most is {most.stage}: {most.share:.1%} of lane time."
-        if most.share
-        else "The lanes had nothing to do.",
+    ]
+    if not work_s:
+        return [*lines, "The lanes had nothing to do."]
+    cpu = f"{work_s:.1f} s of work by the clock had {told.engine_cpu_s:.1f} s of CPU"
+    return [
+        *lines,
+        f"Of the work, most is {most.stage}: {most.share:.1%} of lane time.",
+        f"{cpu}; the rest waited for a core, or for a device.",
     ]
 
 
@@ -177,14 +190,15 @@ def _runs(process: str, kernels: Kernels) -> Runs:
     )
 
 
-def _runs_line(runs: Runs) -> str:
-    costly = ", ".join(f"{name} {share:.1%}" for name, share in runs.operators)
-    return (
-        f"ONNX Runtime's own profile of {runs.process} ({runs.runs} runs of the golden sample x"
-        f" {runs.rows}, after the window, on a session beside the one that serves): a run is"
-        f" {_duration(runs.run_us)}: copy in {runs.copy_in:.1%}, kernels {runs.kernels:.1%}, copy"
-        f" out {runs.copy_out:.1%}; of the kernels {costly}"
-    )
+def _runs_lines(runs: Runs) -> list[str]:
+    costly = [f"{name} {share:.1%}" for name, share in runs.operators if share >= _TOLD]
+    of = f"{runs.runs} runs of the golden sample x {runs.rows}, when the window was over,"
+    copies = f"copy in {runs.copy_in:.1%}, kernels {runs.kernels:.1%}, copy out {runs.copy_out:.1%}"
+    return [
+        f"ONNX Runtime's own profile, {runs.process}: {of}",
+        f"on a session beside the one that serves: {_duration(runs.run_us)} a run; {copies}",
+        f"of its kernels: {', '.join(costly)}",
+    ]
 
 
 def _number(value: float | None) -> str:

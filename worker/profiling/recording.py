@@ -58,7 +58,8 @@ class Kernels:
     rows: int
     """Of each run."""
     events: Sequence[Mapping[str, Any]]
-    """Complete events of Chrome's trace format: `name`, `cat`, `ts` and `dur` in us, `args`."""
+    """Complete events of Chrome's trace format: `name`, `cat`, `tid`, `ts` and `dur` in us,
+    `args`."""
 
 
 @dataclass(frozen=True, slots=True)

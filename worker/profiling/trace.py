@@ -9,9 +9,9 @@ from typing import Any
 
 from worker.profiling.recording import LaneTrack, Recording, Samples
 
+_KERNELS_FROM = 500
 _SAMPLES_FROM = 1000
-"""Rows of samples come below those of stages."""
-_KERNELS_ROW = 500
+"""Rows of ONNX Runtime's threads come below those of lanes, and samples below both."""
 _GAP_S = 0.1
 """Between samples of a thread that are further apart it is not known what it did."""
 
@@ -45,10 +45,13 @@ def _process(recording: Recording, zero_s: float) -> Iterator[Event]:
     if recording.kernels is not None:
         kernels = recording.kernels
         title = f"ONNX Runtime: golden sample x {kernels.rows}, beside what is served"
-        yield _named("thread_name", pid, _KERNELS_ROW, title)
+        threads = sorted({event["tid"] for event in kernels.events})
+        rows = {thread: row for row, thread in enumerate(threads, start=_KERNELS_FROM)}
+        for row in rows.values():
+            yield _named("thread_name", pid, row, title)
         shift_us = _us(kernels.zero_s, zero_s)
         for event in kernels.events:
-            moved = {"ph": "X", "pid": pid, "tid": _KERNELS_ROW, "ts": event["ts"] + shift_us}
+            moved = {"ph": "X", "pid": pid, "tid": rows[event["tid"]], "ts": event["ts"] + shift_us}
             yield {**event, **moved}
     yield from _sampled(recording.samples, pid, zero_s)
 

@@ -25,7 +25,7 @@ def recording(process: str = "engine a/1", pid: int = 7, **changes: Any) -> Reco
 def event(name: str, ts: float, dur: float, *, op: str | None = None) -> dict[str, Any]:
     kind = "Session" if op is None else "Node"
     args = {} if op is None else {"op_name": op}
-    return {"name": name, "cat": kind, "ts": ts, "dur": dur, "args": args}
+    return {"name": name, "cat": kind, "tid": 7, "ts": ts, "dur": dur, "args": args}
 
 
 KERNELS = Kernels(

@@ -30,6 +30,7 @@ def test_shares_are_of_the_time_of_all_lanes_and_costs_are_of_all_records() -> N
     assert found["decode"] == pytest.approx((0.4, 200_000))
     assert found["kernels"] == pytest.approx((0.2, 100_000))
     assert found["heads"] == (0.0, 0.0)
+    assert told.engine_cpu_s == 10.0
     assert told.cores == {"worker 1": 0.1, "engine a/1 7": 0.5, "engine a/1 8": 0.5}
 
 
@@ -69,6 +70,7 @@ def test_people_are_told_the_shares_the_largest_and_what_could_not_be_had() -> N
     assert "decode           30.0%     300,000.0" in said
     assert "all             100.0%   1,000,000.0" in said
     assert "Of the work, most is decode: 30.0% of lane time." in said
+    assert "5.0 s of work by the clock had 5.0 s of CPU;" in said
     assert "waited 250 ms in Kafka and 1,234 us in its engine" in said
     assert "2 runs of the golden sample x 8" in said
     assert "note: engine a/1: no second session" in said
