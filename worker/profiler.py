@@ -88,8 +88,8 @@ class Profiler:
         with contextlib.suppress(OSError):  # who asked has gone, or never asked (TimeoutError)
             try:
                 await self._serve(reader, writer)
-            except CommandError as error:
-                await _write(writer, {"error": str(error)})
+            except (CommandError, OSError) as error:
+                await _write(writer, {"error": str(error) or type(error).__name__})
             finally:
                 writer.close()
 
@@ -113,17 +113,19 @@ class Profiler:
         log.info("profiling", seconds=seconds)
         before, engines = self._waits(), self._engines()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(asyncio.to_thread(self._record, seconds, folder))]
+            tasks = []
             for number, (ref, engine) in enumerate(engines.items()):
                 file = str(folder / f"{number}.json")
                 ask = StartProfile(seconds, f"engine {ref}", file, kernels)
                 tasks.append(group.create_task(_recorded(engine, ask)))
-        after = self._waits()
-        notes = [] if engines else ["no version was loaded when it began"]
-        notes += [note for task in tasks if (note := task.result()) is not None]
+            own = await asyncio.to_thread(self._record, seconds, folder)
+            after = self._waits()  # engines are not done yet: their window is over too
+        notes = [own, *(task.result() for task in tasks)]
+        if not engines:
+            notes.append("no version was loaded when it began")
         return {
             "waits": {stop: _since(before[stop], after[stop]) for stop in before},
-            "notes": notes,
+            "notes": [note for note in notes if note is not None],
         }
 
     def _record(self, seconds: float, folder: Path) -> str | None:

@@ -44,7 +44,7 @@ def test_a_worker_is_profiled_while_it_serves_and_loses_nothing(
     assert sum(share["share"] for share in answer["shares"]) == pytest.approx(1.0)
     worked = {share["stage"] for share in answer["shares"] if share["share"] > 0}
     assert {"decode", "preprocess", "kernels", "heads", "send"} <= worked
-    assert answer["lane_s"] == pytest.approx(2 * 2, rel=0.25)
+    assert answer["lane_s"] == pytest.approx(2 * answer["seconds"], rel=0.3)
     assert min(answer["queues"].values()) > 0
     (runs,) = answer["runs"]
     assert runs["copy_in"] + runs["kernels"] + runs["copy_out"] == pytest.approx(1.0)
@@ -61,7 +61,9 @@ def test_a_worker_is_profiled_while_it_serves_and_loses_nothing(
     engine = {(worker.engine.pid, kind) for kind in ("stage", "python", "Node")}
     assert {(worker.process.pid, "python"), *engine} <= kinds
     assert all(event["ts"] >= 0 and event["dur"] >= 0 for event in events if event["ph"] == "X")
-    assert "worker.pipeline.Pipeline.run" in (out / "samples.folded").read_text()
+    folded = (out / "samples.folded").read_text()
+    assert f"worker {worker.process.pid};MainThread;" in folded
+    assert "worker.engine.lanes.Lane.work" in folded
     assert "100.0%" in (out / "answer.txt").read_text()
 
     traffic.finish()
@@ -69,6 +71,3 @@ def test_a_worker_is_profiled_while_it_serves_and_loses_nothing(
     account(topics, traffic.feed.sent, doomed=traffic.doomed)
     traffic.close()
     assert list((worker.home / "profile").iterdir()) == []
-    gone = profile(worker, "--seconds", "1", "--output", str(out))
-    assert gone.returncode == 1
-    assert "no worker runs on data_dir" in gone.stderr

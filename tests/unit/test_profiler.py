@@ -167,3 +167,12 @@ async def test_a_worker_that_stops_ends_the_profile_and_leaves_nothing(tmp_path:
     with pytest.raises(orjson.JSONDecodeError):
         await asked
     assert list((tmp_path / "profile").iterdir()) == []
+
+
+async def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
+    async with listening(tmp_path) as lab:
+        lab.path.parent.rename(tmp_path / "moved")
+        lab.path = tmp_path / "moved" / lab.path.name
+        said, _ = await lab.ask(b'{"seconds": 0.05, "kernels": true}')
+    assert "No such file or directory" in said["error"]
+    (tmp_path / "moved" / lab.path.name).unlink()
