@@ -11,6 +11,8 @@ from worker.profiling.recording import Kernels, Recording
 from worker.profiling.stages import Stage
 
 _OPERATORS = 5
+_BUSY = 0.9
+"""CPU of the work by the clock: with less of it, what was missing is worth a word."""
 _TOLD = 0.005
 """Of all kernels: the share of an operator that people are told."""
 
@@ -157,11 +159,12 @@ def _share_lines(told: Answer) -> list[str]:
     ]
     if not work_s:
         return [*lines, "The lanes had nothing to do."]
-    cpu = f"{work_s:.1f} s of work by the clock had {told.engine_cpu_s:.1f} s of CPU"
+    cpu_s = told.engine_cpu_s
+    rest = "; the rest waited for a core, or for a device" if cpu_s < _BUSY * work_s else ""
     return [
         *lines,
         f"Of the work, most is {most.stage}: {most.share:.1%} of lane time.",
-        f"{cpu}; the rest waited for a core, or for a device.",
+        f"{work_s:.1f} s of work by the clock had {cpu_s:.1f} s of CPU{rest}.",
     ]
 
 
@@ -175,8 +178,8 @@ def _runs(process: str, kernels: Kernels) -> Runs:
     execute_us = sum(each["dur"] for each in inside)
     by_operator: Counter[str] = Counter()
     for event in events:
-        if event["cat"] == "Node":
-            by_operator[event["args"]["op_name"]] += event["dur"]
+        if event["name"].endswith("_kernel_time"):
+            by_operator[event["args"].get("op_name", "other")] += event["dur"]
     nodes_us = by_operator.total() or 1.0
     return Runs(
         process=process,

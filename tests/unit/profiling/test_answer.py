@@ -70,12 +70,17 @@ def test_people_are_told_the_shares_the_largest_and_what_could_not_be_had() -> N
     assert "decode           30.0%     300,000.0" in said
     assert "all             100.0%   1,000,000.0" in said
     assert "Of the work, most is decode: 30.0% of lane time." in said
-    assert "5.0 s of work by the clock had 5.0 s of CPU;" in said
+    assert "5.0 s of work by the clock had 5.0 s of CPU.\n" in said
     assert "waited 250 ms in Kafka and 1,234 us in its engine" in said
     assert "2 runs of the golden sample x 8" in said
     assert "note: engine a/1: no second session" in said
     assert "note: engine b/1: there is none now" in said
     assert "note: 3 spans were too many" in said
+
+
+def test_work_that_had_little_cpu_waited_for_something() -> None:
+    said = text(told_of(recording(cpu_s=4.0, lanes=[lane(decode=5.0, rows=1)])))
+    assert "5.0 s of work by the clock had 4.0 s of CPU; the rest waited for a core" in said
 
 
 def test_an_answer_is_plain_json() -> None:
