@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
+from worker.profiling.sampler import function_names
+
 _EVERY_S = 0.001
 
 
@@ -23,11 +25,7 @@ class Samples:
         self._count = 0
 
     def take(self, _: int, frame: FrameType | None) -> None:
-        stack: list[str] = []
-        while frame is not None:
-            module = frame.f_globals.get("__name__", "?")
-            stack.append(f"{module}.{frame.f_code.co_qualname}")
-            frame = frame.f_back
+        stack = function_names(frame)
         if stack[0].startswith("importlib."):
             return  # it is still starting
         self._count += 1

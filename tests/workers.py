@@ -41,6 +41,11 @@ class Worker:
         self._log = log
 
     @property
+    def home(self) -> Path:
+        """Its data_dir, where its settings lie too (`worker.yaml`)."""
+        return self._log.parent
+
+    @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 

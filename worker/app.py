@@ -40,6 +40,7 @@ from worker.models.registry import Registry
 from worker.models.repository import Repository, demo_repository
 from worker.pipeline import Pipeline
 from worker.process import NOT_DRAINED, settle_memory, signals
+from worker.profiler import Profiler
 from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Outcomes
 from worker.protocol.survey import NO_DRIVER
@@ -128,11 +129,15 @@ class Worker:
         following = asyncio.create_task(agent.run(), name="agent")
         crew = _Crew(registry, host, agent, following)
         try:
-            prepared = await self._unless_stopped(self._prepared(crew))
-            if prepared is None:
-                return 0  # stopped before anything was taken in
-            facts, producer = prepared
-            return await self._consume(crew, facts, producer, until_idle_s=until_idle_s)
+            data_dir = self._settings.data_dir
+            async with Profiler(
+                data_dir, lambda: registry.supervisors, self._metrics, worker=self._id
+            ):
+                prepared = await self._unless_stopped(self._prepared(crew))
+                if prepared is None:
+                    return 0  # stopped before anything was taken in
+                facts, producer = prepared
+                return await self._consume(crew, facts, producer, until_idle_s=until_idle_s)
         finally:
             following.cancel()
             await asyncio.wait((following,))

@@ -23,7 +23,7 @@ FUNCTION_LINES = 60
 PARAMETERS = 8
 
 GROUND = {"types", "errors", "config"}
-TOP = {"pipeline", "membership", "fleet"}
+TOP = {"pipeline", "membership", "fleet", "profiler"}
 WORKER_SIDE = {"kafka", "inference", "models", "control", "telemetry"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,8 +34,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_sources": {"errors", "types"},
     "config_words": set(),
     "protocol": {"errors", "types"},
+    "profiling": set(),
     "vision": {"errors", "types", "protocol", "models.manifest"},
-    "engine": {"errors", "types", "protocol", "models.manifest", "models.files", "vision"},
+    "engine": {
+        "errors",
+        "types",
+        "protocol",
+        "profiling",
+        "models.manifest",
+        "models.files",
+        "vision",
+    },
     "telemetry": {*GROUND, "protocol"},
     "kafka": {*GROUND, "protocol", "telemetry"},
     "inference": {*GROUND, "protocol", "telemetry"},
@@ -43,12 +52,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {*GROUND, "protocol", "telemetry", "models"},
     "membership": {*GROUND, *WORKER_SIDE, "protocol"},
     "pipeline": {*GROUND, *WORKER_SIDE, "protocol"},
+    "profiler": {*GROUND, "protocol", "telemetry", "profiling"},
     "fleet": {*GROUND, *WORKER_SIDE, "protocol", *TOP},
     "process": set(),
     "app": {*GROUND, *WORKER_SIDE, "protocol", *TOP, "process"},
     "local": {*GROUND},
     "demo": {*GROUND, "kafka", "local", "control"},
-    "cli": {*GROUND, *WORKER_SIDE, "protocol", "app", "process", "local", "demo"},
+    "cli": {*GROUND, *WORKER_SIDE, "protocol", "profiling", "app", "process", "local", "demo"},
     "__main__": {"errors", "cli"},
 }
 """Who may import whom, beside itself. `engine` and `vision` live in engine processes alone."""
@@ -80,7 +90,7 @@ OWNERS: dict[str, set[str]] = {
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb"}
 ENVIRONMENT_READERS = {"worker.config"}
 
-ENGINE_LOADS = {"engine", "vision", "protocol", "models", "errors", "types"}
+ENGINE_LOADS = {"engine", "vision", "protocol", "profiling", "models", "errors", "types"}
 """All that an engine process may end up with, through whatever it imports."""
 
 ENGINE_SIDE = {"engine", "vision"}

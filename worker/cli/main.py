@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import config, demo, devices, models, results, run, send
+from worker.cli import config, demo, devices, models, profile, results, run, send
 from worker.cli.terminal import say, write
 from worker.errors import DarkroomError
 
@@ -74,6 +74,7 @@ app.command(epilog=demo.EXAMPLE)(demo.demo)
 app.command(epilog=devices.EXAMPLE)(devices.devices)
 app.command(epilog=send.EXAMPLE)(send.send)
 app.command(epilog=results.EXAMPLE)(results.results)
+app.command(epilog=profile.EXAMPLE)(profile.profile)
 
 
 def _add_group(name: str, text: str) -> None:

@@ -17,6 +17,7 @@ from worker.engine.batcher import Bounds
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model, loaded, sizing_of
 from worker.engine.model import Model
+from worker.engine.profile import Profiler
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
 from worker.engine.rows import Rows
@@ -29,6 +30,7 @@ from worker.protocol.messages import (
     LoadFailed,
     Row,
     SetLimits,
+    StartProfile,
     Stopped,
     Submit,
     Trouble,
@@ -136,6 +138,7 @@ class _Host:
             threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
             for n in range(min(load.lanes, page.lanes))
         ]
+        self._profiler = Profiler(self._floor, load, self._lanes)
 
     def start(self) -> None:
         for lane in self._lanes:
@@ -149,6 +152,8 @@ class _Host:
                     self._queue.add(_works(rows))
                 case SetLimits(limits):
                     self._limit(limits)
+                case StartProfile():
+                    self._profiler.start(message, self._channel.send)
                 case Bye():
                     self._drain()
                     return Ending.STOPPED
@@ -165,6 +170,7 @@ class _Host:
     def abandon(self) -> None:
         """Let the lanes stop, whatever is left."""
         self._sizing.close()
+        self._profiler.abandon()
         self._queue.abandon()
 
     def _limit(self, limits: Limits) -> None:

@@ -20,6 +20,7 @@ from worker.engine.reserve import Reserve
 from worker.engine.rows import Place, Rows
 from worker.engine.sizing import Sizing
 from worker.errors import RecordFault
+from worker.profiling.stages import Stage, Stages
 from worker.protocol.failpoints import Failpoint, Failpoints
 from worker.protocol.messages import Done, Fault, Outcomes, Retry, Trouble
 from worker.protocol.page import Page, Phase
@@ -49,6 +50,8 @@ class Floor:
     trouble: Callable[[Trouble], None]
     """Tells the worker, and lets the queue and the rows follow the model's cap."""
     failpoints: Failpoints
+    stages: Stages | None = None
+    """Told what the lane that calls does from now on; there while a profile is taken."""
     turn: threading.Lock = field(default_factory=threading.Lock)
     """Held while a group is decoded: two lanes that take the interpreter from each other for every
     tiny picture finish no more of them than one lane (measured), and cost 45 us more of each."""
@@ -72,11 +75,14 @@ class Lane:
         queue = self._floor.queue
         action = queue.take()
         while not isinstance(action, Stop):
+            ready: Sequence[Work] = ()
             if isinstance(action, Decode):
-                action = queue.take(ready=self._decode(action.jobs))
+                ready = self._decode(action.jobs)
             else:
                 self._run(list(action.rows))
-                action = queue.take()
+            if stages := self._floor.stages:
+                stages.enter(Stage.WAITING)
+            action = queue.take(ready=ready)
 
     def _decode(self, group: Sequence[Work]) -> list[Work]:
         """Return the works that have a row now; those that failed have had their outcome.
@@ -86,6 +92,8 @@ class Lane:
         each other out of the core's caches.
         """
         failures: list[Fault | Retry] = []
+        if stages := self._floor.stages:
+            stages.enter(Stage.DECODE)
         checked = _each(group, self._check, failures)
         part = _together(checked, most_bytes=min(_GROUP_BYTES, self._floor.reserve.total_bytes))
         if len(part) < len(checked):
@@ -94,6 +102,8 @@ class Lane:
             self._floor.send(outcomes_of(failures))
         if not part:
             return []  # all of them have had their outcome
+        if stages := self._floor.stages:  # for its turn, and for memory
+            stages.enter(Stage.WAITING)
         if len(part) < 2:
             return self._fill(part)
         with self._floor.turn:
@@ -123,7 +133,11 @@ class Lane:
             floor.send(outcomes_of([Fault(work.id, fault.reason, str(fault)) for work in part]))
             return []
         try:
+            if stages := floor.stages:
+                stages.enter(Stage.DECODE, len(part))
             decoded = _each(part, self._open, failures)
+            if stages := floor.stages:
+                stages.enter(Stage.PREPROCESS, len(decoded))
             ready = _each(decoded, self._write, failures)
         finally:
             for work in part:
@@ -161,11 +175,15 @@ class Lane:
         work.preprocess_s = time.monotonic() - begun_s
 
     def _run(self, works: list[Work]) -> None:
+        if stages := self._floor.stages:
+            stages.enter(Stage.COPY_IN, len(works))
         works.sort(key=_order)
         places = [_place(work) for work in works]
         self._floor.page.begin(self._number, Phase.RUN, [work.id for work in works])
         batch = self._floor.rows.gather(places)
         messages = self._recovery.run(works, batch)
+        if stages := self._floor.stages:
+            stages.enter(Stage.SEND)
         self._floor.page.idle(self._number)
         self._floor.rows.release(places)
         for message in messages:
@@ -179,6 +197,8 @@ class Lane:
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.BEFORE_RUN, *images)
         outputs = floor.model.run(batch)
+        if stages := floor.stages:
+            stages.enter(Stage.HEADS, len(works))
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.AFTER_RUN, *images)
         ran_s = time.monotonic()

@@ -24,6 +24,7 @@ from worker.engine.distributions import installed, only_one
 from worker.engine.providers import CPU, PROVIDERS, Choice, choices, provider_options
 from worker.engine.trouble import said, scrubbed
 from worker.errors import DeviceError, ModelError, SettingsError
+from worker.profiling.stages import Stage, Stages
 from worker.types import EngineStamp
 
 Array = NDArray[Any]
@@ -114,7 +115,10 @@ class Session:
     """One loaded graph on one provider; `run` may be called from several lanes at once."""
 
     def __init__(self, session: ort.InferenceSession, choice: Choice) -> None:
+        self._session = session
         self._run = session.run
+        self.stages: Stages | None = None
+        """Told where a run is; there while a profile is taken."""
         self.signature = Signature(
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_inputs()),
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_outputs()),
@@ -135,7 +139,20 @@ class Session:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph. Raises one of RUN_ERRORS."""
-        return [np.asarray(array) for array in self._run(outputs, feeds)]
+        if stages := self.stages:
+            stages.enter(Stage.KERNELS)
+        arrays = self._run(outputs, feeds)
+        if stages := self.stages:
+            stages.enter(Stage.COPY_OUT)
+        return [np.asarray(array) for array in arrays]
+
+    def end_profile(self) -> tuple[Path, float]:
+        """End ONNX Runtime's own profile, where the session was opened with one.
+
+        Returns its file (Chrome's trace events), and the `time.time()` at which its `ts` is 0.
+        """
+        file = Path(self._session.end_profiling())
+        return file, self._session.get_profiling_start_time_ns() / 1e9
 
     def shrink(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> None:
         """Run once more, and let ONNX Runtime give back what larger batches took before.
@@ -150,11 +167,17 @@ class Session:
 
 
 def open_session(
-    path: Path, *, policy: str, options: Mapping[str, str], given: Options = MappingProxyType({})
+    path: Path,
+    *,
+    policy: str,
+    options: Mapping[str, str],
+    given: Options = MappingProxyType({}),
+    profile: Path | None = None,
 ) -> Session:
     """Open the model by its path (bytes would resolve external data against the working folder).
 
-    `options` are ONNX Runtime's for a session, `given` those for execution providers. Raises
+    `options` are ONNX Runtime's for a session, `given` those for execution providers. `profile`:
+    what the file of ONNX Runtime's own profile shall begin with; None: none is taken. Raises
     DeviceError (the policy cannot be met), SettingsError (options, or several ONNX Runtimes are
     installed) or ModelError (the file).
     """
@@ -167,6 +190,9 @@ def open_session(
     for choice in tried:
         try:
             _prove(choice, settings, provided)
+            if profile is not None:
+                settings.enable_profiling = True
+                settings.profile_file_prefix = str(profile)
             session = _open(path, choice, settings, provided)
         except DeviceError as error:
             refused.append(str(error))

@@ -16,8 +16,10 @@ from worker.protocol.messages import (
     Loaded,
     LoadFailed,
     Message,
+    Profiled,
     Row,
     SetLimits,
+    StartProfile,
     Submit,
 )
 from worker.protocol.page import Page, Phase
@@ -30,6 +32,8 @@ _MAX_IDS = 4096
 _LAST_WORDS_S = 2.0
 """How long an engine that closed its channel may take to end by itself (a core dump)."""
 _KILL_S = 10.0
+_PROFILED_S = 60.0
+"""How long an engine may take for a profile beyond its window: it opens the model once more."""
 
 
 class EngineSpec(NamedTuple):
@@ -54,6 +58,7 @@ class Engine:
         self.started_s = time.monotonic()
         self.condemned: str | None = None
         """Why it was killed by us, if it was."""
+        self._profiled: asyncio.Future[Profiled] | None = None
 
     @classmethod
     async def start(cls, spec: EngineSpec, spawn: Spawn) -> Self:
@@ -107,8 +112,20 @@ class Engine:
         self._channel.send(Bye())
 
     async def receive(self) -> Message | None:
-        """Wait for the next message; None when the engine has gone."""
-        return await self._channel.receive()
+        """Wait for the next message about records; None when the engine has gone."""
+        while isinstance(message := await self._channel.receive(), Profiled):
+            self._answered(message)
+        return message
+
+    async def profile(self, ask: StartProfile) -> Profiled:
+        """Have a profile taken, one at a time; somebody must `receive` meanwhile."""
+        self._profiled = asyncio.get_running_loop().create_future()
+        self._channel.send(ask)
+        try:
+            async with asyncio.timeout(ask.seconds + _PROFILED_S):
+                return await self._profiled
+        except TimeoutError:
+            return Profiled("it did not answer in time")
 
     def condemn(self, why: str) -> None:
         """Kill it; `receive` then returns None."""
@@ -132,7 +149,12 @@ class Engine:
     async def destroy(self) -> str:
         """End it if it still lives, reap it, free what it had; return how it ended."""
         how = await _end(self._peer, self._channel, self._page)
+        self._answered(Profiled("it ended meanwhile"))
         return f"{self.condemned}: {how}" if self.condemned else how
+
+    def _answered(self, message: Profiled) -> None:
+        if self._profiled is not None and not self._profiled.done():
+            self._profiled.set_result(message)
 
 
 def _loaded(answer: Message | None) -> Loaded:

@@ -15,7 +15,14 @@ from worker.inference.engines import Engine, EngineSpec
 from worker.inference.faults import answer_to
 from worker.inference.process import Spawn
 from worker.inference.window import Window
-from worker.protocol.messages import Loaded, Outcomes, Stopped, Trouble
+from worker.protocol.messages import (
+    Loaded,
+    Outcomes,
+    Profiled,
+    StartProfile,
+    Stopped,
+    Trouble,
+)
 from worker.types import EngineStamp, Limits, ModelStamp
 
 _WATCHDOG_FLOOR_S = 30.0
@@ -177,6 +184,12 @@ class Supervisor:
         self._spec = self._spec._replace(load=self._spec.load._replace(limits=limits))
         if self._engine is not None:
             self._engine.set_limits(limits)
+
+    async def profile(self, ask: StartProfile) -> Profiled:
+        """Have the engine that is there now profiled."""
+        if self._engine is None:
+            return Profiled("there is none now")
+        return await self._engine.profile(ask)
 
     async def stop(self, deadline_s: float) -> None:
         """Let the engine finish what it has, then end it; after the deadline kill it."""

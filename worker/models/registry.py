@@ -18,7 +18,7 @@ from worker.errors import ModelError
 from worker.inference.budget import Budget, Share
 from worker.inference.dispatcher import Dispatcher, Finished, Job
 from worker.inference.process import Spawn
-from worker.inference.supervisor import Status
+from worker.inference.supervisor import Status, Supervisor
 from worker.models.berth import Berth, Role
 from worker.models.berths import Berths
 from worker.models.breaker import Breaker, BreakerState
@@ -93,6 +93,10 @@ class Registry:
     @property
     def loaded(self) -> frozenset[ModelRef]:
         return frozenset(self._berths.loaded)
+
+    @property
+    def supervisors(self) -> Mapping[ModelRef, Supervisor]:
+        return self._berths.loaded
 
     @property
     def serving(self) -> Mapping[str, str]:

@@ -3,8 +3,8 @@
 One message = a small JSON header, then raw bytes (the body). The channel frames them; nothing here
 does I/O. Ids are the worker's own numbers for records, unique for the life of a worker.
 
-worker -> engine    Load, Submit, SetLimits, Bye
-engine -> worker    Loaded | LoadFailed, Outcomes, Trouble, Stopped
+worker -> engine    Load, Submit, SetLimits, StartProfile, Bye
+engine -> worker    Loaded | LoadFailed, Outcomes, Profiled, Trouble, Stopped
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,6 +96,24 @@ class SetLimits(NamedTuple):
     limits: Limits
 
 
+class StartProfile(NamedTuple):
+    """Record what the lanes do for so long. Answered by Profiled; records go on meanwhile."""
+
+    seconds: float
+    name: str
+    """What the recording shall call this engine."""
+    file: str
+    """Absolute path of the recording (`profiling.recording`), in a folder of the worker's."""
+    kernels: bool
+    """With ONNX Runtime's own profile: the model is opened a second time for it."""
+
+
+class Profiled(NamedTuple):
+    """The recording was written; or it was not, then `problem` says why."""
+
+    problem: str | None
+
+
 class Bye(NamedTuple):
     """Finish what you have, send its outcomes, answer Stopped, exit."""
 
@@ -159,13 +177,27 @@ class Outcomes(NamedTuple):
     """Rows of a batch, at most, as the engine has it now; 0 when nothing ran."""
 
 
-Message = Load | Loaded | LoadFailed | Submit | SetLimits | Bye | Outcomes | Trouble | Stopped
+Message = (
+    Load
+    | Loaded
+    | LoadFailed
+    | Submit
+    | SetLimits
+    | StartProfile
+    | Profiled
+    | Bye
+    | Outcomes
+    | Trouble
+    | Stopped
+)
 
 _PLAIN: dict[str, type[Any]] = {
     "load": Load,
     "loaded": Loaded,
     "load-failed": LoadFailed,
     "limits": SetLimits,
+    "start-profile": StartProfile,
+    "profiled": Profiled,
     "bye": Bye,
     "trouble": Trouble,
     "stopped": Stopped,

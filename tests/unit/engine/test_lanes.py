@@ -1,7 +1,9 @@
 """Lanes over a real tiny model, on this thread: a closed queue makes them stop when all is done."""
 
+import threading
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from worker.engine.model import Array, Model
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
 from worker.engine.rows import Rows
+from worker.profiling.stages import Stage, Stages
 from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Done, Fault, Outcomes, Retry, Trouble
 from worker.protocol.page import Page, Phase
@@ -272,3 +275,26 @@ def test_a_row_that_is_not_a_number_fails_and_its_batch_mates_do_not(tmp_path: P
     assert isinstance(ends[2], Done)
     assert isinstance(ends[1], Fault)
     assert ends[1].reason is Reason.RESULT_NOT_FINITE
+
+
+def test_a_lane_tells_every_stage_of_its_work_in_order_and_with_its_rows(model: Model) -> None:
+    lab = Lab(replace(model, session=copy(model.session)))
+    stages = Stages({threading.get_ident(): ("lane-0", Stage.WAITING)})
+    lab.floor.stages = lab.floor.model.session.stages = stages
+    lab.serve([BRIGHT, b"text", BRIGHT])
+    (track,) = stages.close()
+    told = [(span.stage, span.rows) for span in track.spans]
+    assert told == [
+        (Stage.WAITING, 0),
+        (Stage.DECODE, 0),
+        (Stage.WAITING, 0),
+        (Stage.DECODE, 2),
+        (Stage.PREPROCESS, 2),
+        (Stage.WAITING, 0),
+        (Stage.COPY_IN, 2),
+        (Stage.KERNELS, 0),
+        (Stage.COPY_OUT, 0),
+        (Stage.HEADS, 2),
+        (Stage.SEND, 0),
+        (Stage.WAITING, 0),
+    ]
