@@ -127,6 +127,20 @@ async def test_a_gpu_that_is_named_and_not_here_ends_the_worker_with_4_before_a_
     assert "models" not in worker._state.unready_because
 
 
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [("worker.app", ("redis", "fsspec")), ("worker.engine.host", ("asyncio", "structlog"))],
+)
+def test_a_start_does_not_wait_for_what_it_does_not_need(
+    module: str, unneeded: tuple[str, ...]
+) -> None:
+    program = f"import sys, {module}; print(*(set({unneeded}) & sys.modules.keys()))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert ran.stdout.split() == []
+
+
 async def test_a_worker_that_may_need_more_memory_than_there_is_ends_before_it_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

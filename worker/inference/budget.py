@@ -147,7 +147,8 @@ def _held(pid: int, root: Path) -> tuple[int, int]:
         return 0, 0
     told = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
     sizes = {name: int(kib) << 10 for name, kib in told}
-    return sizes.get("VmHWM", 0), sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
+    most = sizes.get("VmHWM", sizes.get("VmRSS", 0))
+    return most, sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
 
 
 def _read_up(root: Path, name: str) -> list[str]:
