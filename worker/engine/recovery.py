@@ -121,6 +121,8 @@ class Recovery:
         self._trouble(Trouble(kind, message))
 
     def _lose(self, kind: Kind, message: str) -> NoReturn:
+        if kind is Kind.OOM:  # after which an engine goes on; this one has no rows to give up
+            kind, message = Kind.STICKY, f"no memory for one row: {message}"
         self._tell(kind, message)
         raise DeviceError(f"{kind}: {message}") from None
 

@@ -121,8 +121,8 @@ class Bye(NamedTuple):
 class Trouble(NamedTuple):
     """A fault of the device, sent once for each. What was being run has had no outcome.
 
-    After `oom` the engine may go on with smaller batches, after `suspect` with what it has proved
-    anew; after all others it ends.
+    After `oom` the engine goes on with smaller batches, after `suspect` it may go on, having proved
+    itself anew; after all others it ends.
     """
 
     kind: str

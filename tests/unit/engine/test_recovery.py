@@ -211,7 +211,8 @@ def test_a_device_without_memory_for_one_row_is_tried_once_more_and_given_up(
     device: Device,
 ) -> None:
     engine = device.serve(lambda _: native.Fail(ARENA), [BRIGHT])
-    assert (engine.ends, kinds(engine), device.session.sizes) == ({}, ["oom"], [1, 1])
+    assert (engine.ends, kinds(engine), device.session.sizes) == ({}, ["sticky"], [1, 1])
+    assert engine.troubles[0].message.startswith("no memory for one row: Fail: ")
     assert isinstance(engine.end(), DeviceError)
     passing = device.serve(turns(native.Fail(ARENA)), [BRIGHT])
     assert (types(passing), kinds(passing)) == ([Done], ["oom"])

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import psutil
 import pytest
-from structlog.testing import capture_logs
 
 from tests.unit.inference.jobs import REF, Ends, dispatcher, jobs
 from tests.unit.inference.scripted import (
@@ -16,7 +15,6 @@ from tests.unit.inference.scripted import (
     dies_of_first_row,
     hangs_at_first_row,
     loads,
-    loses_its_device,
     outcomes,
     serves,
     submits,
@@ -26,7 +24,7 @@ from worker.inference.engines import Engine, EngineSpec
 from worker.inference.process import EngineEnd, Peer
 from worker.inference.supervisor import Backoff, Supervisor
 from worker.protocol.channel import Channel
-from worker.protocol.messages import Bye, Load, LoadFailed, SetLimits, Stopped, Trouble
+from worker.protocol.messages import Bye, Load, LoadFailed, SetLimits, Stopped
 from worker.protocol.page import Page
 from worker.types import Limits
 
@@ -155,48 +153,6 @@ async def test_a_lane_that_hangs_ends_its_engine() -> None:
         await until(lambda: len(stage.ends.of) == 5)
         assert stage.ends.count() == {"Predicted": 5}
         assert "more than 0.02 s" in (stage.supervisor.status.reason or "")
-
-
-@pytest.mark.parametrize("count", [1, 5])
-async def test_engines_that_lose_their_device_make_no_record_guilty(count: int) -> None:
-    with capture_logs() as logs:
-        async with started(*[loses_its_device] * 6, serves) as stage:
-            stage.work.submit(jobs(*range(count)))
-            await until(lambda: len(stage.ends.of) == count)
-            assert stage.ends.count() == {"Predicted": count}
-            assert stage.supervisor.status.convicted == 0
-    troubles = [log for log in logs if log["event"] == "engine.trouble"]
-    assert [(log["kind"], log["log_level"]) for log in troubles] == [("sticky", "warning")] * 6
-
-
-async def test_trouble_in_the_middle_ends_nothing() -> None:
-    def shrinks(channel: Channel, _: Page) -> None:
-        loads(channel)
-        for submit in submits(channel):
-            channel.send(Trouble("oom", "CUDA failure 2: out of memory"))
-            channel.send(outcomes(submit))
-
-    async with started(shrinks) as stage:
-        stage.work.submit(jobs(1, 2))
-        await until(lambda: len(stage.ends.of) == 2)
-        assert stage.supervisor.status.restarts == 0
-
-
-async def test_a_graph_that_does_not_run_where_it_was_wanted_is_warned_of() -> None:
-    def falls_back(channel: Channel, _: Page) -> None:
-        channel.receive()
-        nodes = {"CUDAExecutionProvider": 40, "CPUExecutionProvider": 2}
-        signature = {"refused": ["TensorrtExecutionProvider: no libnvinfer"], "nodes": nodes}
-        channel.send(LOADED._replace(signature=signature))
-        for _submit in submits(channel):
-            pass
-
-    with capture_logs() as logs:
-        async with started(falls_back):
-            pass
-    warned = {log["event"]: log for log in logs if log["log_level"] == "warning"}
-    assert warned["engine.fallback"]["why"] == ["TensorrtExecutionProvider: no libnvinfer"]
-    assert warned["engine.nodes_elsewhere"]["nodes"]["CPUExecutionProvider"] == 2
 
 
 async def test_an_engine_that_breaks_the_protocol_is_replaced() -> None:
