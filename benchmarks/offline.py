@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model, sizing_of
 from worker.engine.queue import Queue, Work

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tests.workers import POLL_S, Settings, Worker
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control import edits
 from worker.control.channel import Channel
 from worker.control.documents import parse_state

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from tests.conftest import missing
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.local.ports import free_ports, listens
 from worker.local.process import POLL_S, spawn, stop_all
 from worker.local.redis import command, find_redis

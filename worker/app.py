@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.control.fixed import Fixed
 from worker.control.memory import Memory
 from worker.control.messages import settings_state

@@ -9,7 +9,7 @@ from tests.channels import FakeChannel, FakeRedis
 from tests.conftest import missing
 from tests.fakes import eventually
 from tests.unit.control.states import state
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control.channel import Channel
 from worker.control.messages import DesiredState, encode_state
 from worker.errors import ControlUnavailable

@@ -9,7 +9,7 @@ from confluent_kafka import Producer as Feed
 
 from tests.broker import Topics, make_topics, read_all
 from tests.fakes import FakeBroker, FakeConsumer, FakeProducer, eventually
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.kafka.consumer import Consumer
 from worker.kafka.ledger import Outgoing
 from worker.kafka.producer import Producer

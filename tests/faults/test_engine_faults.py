@@ -18,7 +18,7 @@ import pytest
 
 from tests.unit.engine.graphs import BRIGHT, DARK, png, version
 from tests.unit.inference.jobs import Ends
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.control.messages import settings_state
 from worker.control.reconciler import Reconciler
 from worker.control.wanted import wanted

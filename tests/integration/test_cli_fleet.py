@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from tests.redis_server import RedisServer, running_redis
 from worker.cli.main import app
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control.answers import Ack, Answer, Code, ModelUse, encode_ack
 from worker.control.channel import Channel
 from worker.control.documents import parse_ack, parse_state

@@ -13,7 +13,8 @@ from redis.exceptions import NoPermissionError
 from tests.redis_server import RedisServer, running_redis
 from tests.tls import Certificates, lock_key, make_certificates, server_context, tls_front
 from tests.unit.control.states import state
-from worker.config import ControlSettings, load_settings
+from worker.config import load_settings
+from worker.config_sections import ControlSettings
 from worker.control.channel import Channel
 from worker.control.messages import encode_state
 from worker.errors import ControlUnavailable

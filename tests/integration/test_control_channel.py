@@ -17,7 +17,7 @@ import redis
 from tests.contract.oracle import problems
 from tests.redis_server import RedisServer, running_redis
 from tests.unit.control.states import state
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control.channel import Channel, Entry
 from worker.control.documents import parse_state
 from worker.control.messages import DesiredState, encode_state

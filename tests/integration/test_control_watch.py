@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from tests.fakes import eventually
 from tests.redis_server import RedisServer, running_redis
 from tests.unit.control.states import state
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control.channel import Channel
 from worker.control.messages import encode_state
 from worker.local.ports import free_ports

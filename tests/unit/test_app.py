@@ -17,7 +17,7 @@ from tests.broker import Feed, Topics, make_topics
 from tests.fakes import eventually
 from tests.ledger import account
 from worker.app import Worker
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.demo.pictures import pictures
 from worker.errors import BrokerRefused, DeviceError, ModelError, SettingsError
 from worker.local.stack import Stack

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from worker.config import Settings, load_settings
+from worker.config import load_settings
+from worker.config_sections import Settings
 from worker.control.channel import client_options
 from worker.local.kafka import properties
 from worker.local.plan import plan

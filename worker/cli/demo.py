@@ -37,7 +37,7 @@ def demo(
     from rich.console import Console
 
     from worker.cli.dev import TerminalWatcher
-    from worker.config import KafkaSettings
+    from worker.config_sections import KafkaSettings
     from worker.demo.driver import run_demo
     from worker.local.spec import StackSpec, Topic
     from worker.local.stack import running

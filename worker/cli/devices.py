@@ -12,7 +12,7 @@ from worker.cli.options import Config, Json
 from worker.cli.terminal import say, write, write_json
 
 if TYPE_CHECKING:
-    from worker.config import Settings
+    from worker.config_sections import Settings
     from worker.inference.devices import Verdict
     from worker.protocol.survey import Survey
 

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from worker.config import Settings, load_settings
+from worker.config import load_settings
+from worker.config_sections import Settings
 from worker.control.catalogue import Catalogue
 from worker.control.channel import Channel
 from worker.control.operator import Operator

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.errors import CommandError
 from worker.inference.budget import budget_of, limits_of
 from worker.inference.devices import devices_of

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control.answers import Ack, Answer, Code, encode_ack
 from worker.control.channel import Members
 from worker.control.documents import parse_ack

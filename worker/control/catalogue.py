@@ -6,7 +6,7 @@ It reads manifests of the repository that the settings name; what the fleet know
 import uuid
 from collections.abc import Mapping
 
-from worker.config import ModelsSettings
+from worker.config_sections import ModelsSettings
 from worker.control.content import Content
 from worker.control.edits import first_state
 from worker.control.messages import DesiredState

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.errors import ControlUnavailable, SettingsError
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import orjson
 
-from worker.config import ControlSettings, KafkaSettings, ModelsSettings
+from worker.config_sections import ControlSettings, KafkaSettings, ModelsSettings
 from worker.control import edits
 from worker.control.catalogue import Catalogue
 from worker.control.channel import Channel

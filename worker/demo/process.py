@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from worker.config import ControlSettings, KafkaSettings, ModelsSettings
+from worker.config_sections import ControlSettings, KafkaSettings, ModelsSettings
 from worker.errors import CommandError
 from worker.local.ports import free_ports
 from worker.local.spec import HOST

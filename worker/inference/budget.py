@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.errors import SettingsError
 from worker.types import Limits
 

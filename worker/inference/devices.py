@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
-from worker.config import EngineSettings, environment
+from worker.config import environment
+from worker.config_sections import EngineSettings
 from worker.errors import DeviceError
 from worker.inference.survey import driver_found, survey
 from worker.protocol.survey import NO_DRIVER, Gpu, Survey

@@ -6,7 +6,7 @@ One out-of-memory kill may take the whole pod: what cannot fit is refused before
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.errors import SettingsError
 from worker.inference.budget import Share, budget_of, limits_of
 from worker.types import Limits, ModelRef

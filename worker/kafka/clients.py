@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import AbstractTokenProvider
 
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.errors import BrokerRefused, BrokerUnavailable, SettingsError
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.errors import BrokerRefused, BrokerUnavailable
 from worker.kafka.clients import REFUSALS, calm, client_options, describe, within
 from worker.kafka.codecs import cap_decompression

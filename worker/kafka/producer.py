@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.kafka.clients import calm, client_options, within
 from worker.kafka.ledger import Outgoing
 from worker.kafka.topics import TopicFacts

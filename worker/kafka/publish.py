@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.errors import BrokerRefused, CommandError
 from worker.kafka.clients import client_options, describe, within
 from worker.kafka.results import record_bytes

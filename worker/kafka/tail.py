@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.errors import BrokerUnavailable
 from worker.kafka.clients import client_options, within
 from worker.kafka.topics import ask_topics

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.errors import ModelError
 from worker.models.fetch import Cancelled, Fetch, Order, Watcher, go_on, sync_folder
 from worker.models.files import names_below, verify_files

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.errors import ModelError
 from worker.inference.memory import Footprint, Memory, memory_of
 from worker.models.manifest import (

@@ -5,13 +5,18 @@ And the limits of one model: what the settings say, changed by what changes live
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
-from worker.config import Settings
+from worker.config_sections import Settings
 from worker.inference.budget import limits_of
 from worker.inference.devices import NO_DEVICES, Devices
 from worker.inference.dispatcher import Observer, OnOutcomes, OnWithdrawn
 from worker.types import Limits
+
+LOADED: Final = "loaded"
+"""An engine is warm."""
+VERIFIED: Final = "verified"
+"""Its files only: there is no room beside what is served, and `models.swap` is stop-first."""
 
 
 class RegistryOptions(NamedTuple):

@@ -10,7 +10,6 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Final
 
 import structlog
 
@@ -24,7 +23,14 @@ from worker.models.berths import Berths
 from worker.models.breaker import Breaker, BreakerState
 from worker.models.gaps import SwitchGaps
 from worker.models.loading import Ask, Finder, Loader, Terms
-from worker.models.options import Listeners, Overrides, RegistryOptions, overridden
+from worker.models.options import (
+    LOADED,
+    VERIFIED,
+    Listeners,
+    Overrides,
+    RegistryOptions,
+    overridden,
+)
 from worker.models.room import Room
 from worker.models.router import Routes, RoutingTable
 from worker.models.table import Table
@@ -32,11 +38,6 @@ from worker.models.waiting import Waiting
 from worker.protocol.messages import Outcomes
 from worker.telemetry.metrics import Metrics
 from worker.types import Limits, ModelRef, Skipped, SkipReason
-
-LOADED: Final = "loaded"
-"""An engine is warm."""
-VERIFIED: Final = "verified"
-"""Its files only: there is no room beside what is served, and `models.swap` is stop-first."""
 
 _log = structlog.get_logger()
 
@@ -107,7 +108,7 @@ class Registry:
     @property
     def ready(self) -> bool:
         """Every model is served: by an engine, by one that comes on demand, or by its fallback."""
-        return bool(self.table.models) and all(map(self._served, self.table.models))
+        return bool(self.table.models) and all(map(self._waiting.served, self.table.models))
 
     @property
     def capacity_rows(self) -> int:
@@ -328,17 +329,6 @@ class Registry:
     def _measured(self, name: str, gap_s: float) -> None:
         self._metrics.switch_gap_seconds.labels(name).set(gap_s)
 
-    def _served(self, name: str) -> bool:
-        ref = self._table.serving(name)
-        if ref is not None and self._table.is_down(ref):
-            ref = self._table.fallback(ref)
-        if ref is None:
-            return False
-        berth = self._berths.get(ref)
-        if berth is None or berth.supervisor is None:
-            return berth is None or berth.state is not BreakerState.OPEN
-        return berth.supervisor.ready
-
     def _ended(self, berth: Berth) -> None:
         """Hear that an engine of a version has ended, as it was asked to."""
         if berth.supervisor is None:
@@ -378,14 +368,14 @@ class Registry:
     def _share(self, name: str) -> Share:
         names = list(self.table.models)
         models = max(1, min(len(names), self._options.max_loaded))
-        return self._budget.share(models, names.index(name) % models if name in names else 0)
+        at = names.index(name) % models if name in names else 0
+        return self._budget.share(models, at)
 
     def _new_berth(self, ref: ModelRef) -> Berth:
-        options = self._options
         berth = Berth(
             ref,
             dispatch=self._new_dispatcher,
-            breaker=Breaker(options.max_failures, options.reset_timeout_s),
+            breaker=Breaker(self._options.max_failures, self._options.reset_timeout_s),
             clock_s=self._clock_s,
             changed=self._changed,
             release=self._release,

@@ -36,6 +36,18 @@ class Waiting:
         """Jobs on their way back."""
         return len(self._returning)
 
+    def served(self, name: str) -> bool:
+        """Say whether a model has an engine, or gets one on demand; else its fallback has."""
+        ref = self._table.serving(name)
+        if ref is not None and self._table.is_down(ref):
+            ref = self._table.fallback(ref)
+        berth = None if ref is None else self._berths.get(ref)
+        if berth is None:
+            return ref is not None
+        if berth.supervisor is None:
+            return berth.state is not BreakerState.OPEN
+        return berth.supervisor.ready
+
     def admit(self, berth: Berth, jobs: list[Job]) -> None:
         """Let jobs wait at their version, and load that when it has no engine.
 

@@ -9,7 +9,7 @@ from typing import Any
 from tests.channels import FakeChannel, FakeRedis
 from tests.fakes import eventually
 from tests.unit.control.shelf import Shelf
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control.agent import Agent, Identity
 from worker.control.answers import Ack, Answer
 from worker.control.documents import parse_ack, parse_state

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
 
-from worker.config import ControlSettings
+from worker.config_sections import ControlSettings
 from worker.control.channel import client_options, complaint
 from worker.errors import SettingsError
 

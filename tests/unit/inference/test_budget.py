@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.config import BatchSettings, EngineSettings, LimitsSettings, Settings
+from worker.config_sections import BatchSettings, EngineSettings, LimitsSettings, Settings
 from worker.errors import SettingsError
 from worker.inference.budget import (
     DECODE_BYTES_PER_PIXEL,

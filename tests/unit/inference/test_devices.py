@@ -3,7 +3,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from worker.config import EngineSettings, Settings
+from worker.config_sections import EngineSettings, Settings
 from worker.errors import DeviceError
 from worker.inference.devices import (
     NO_DEVICES,

@@ -1,6 +1,12 @@
 import pytest
 
-from worker.config import BatchSettings, EngineSettings, LimitsSettings, ModelsSettings, Settings
+from worker.config_sections import (
+    BatchSettings,
+    EngineSettings,
+    LimitsSettings,
+    ModelsSettings,
+    Settings,
+)
 from worker.errors import SettingsError
 from worker.inference.budget import Share
 from worker.inference.memory import (

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.unit.kafka.members import Member
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.local.spec import Topic
 from worker.local.stack import Stack
 

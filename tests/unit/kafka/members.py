@@ -5,7 +5,7 @@ import asyncio
 from confluent_kafka import Producer
 
 from tests.fakes import eventually
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.kafka.consumer import Consumer
 from worker.types import Partition, Record
 

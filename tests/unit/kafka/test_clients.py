@@ -10,7 +10,7 @@ from aiokafka import errors as kafka_errors
 from aiokafka.abc import AbstractTokenProvider
 from pydantic import SecretStr
 
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.errors import BrokerRefused, BrokerUnavailable, DarkroomError, SettingsError
 from worker.kafka.clients import calm, client_options, describe, within
 

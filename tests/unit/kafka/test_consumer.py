@@ -11,7 +11,7 @@ from aiokafka.structs import TopicPartition
 
 from tests.fakes import eventually
 from tests.unit.kafka.members import CAP, DRAIN_S, Member, Owner, numbers, produce
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.errors import BrokerRefused
 from worker.kafka.consumer import Consumer
 from worker.types import Partition

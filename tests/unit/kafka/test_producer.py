@@ -10,7 +10,7 @@ from aiokafka import errors as kafka_errors
 
 from tests.broker import Published, Topics, make_topics, read_all
 from tests.conftest import missing
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.kafka.ledger import DeadLetter, Outgoing
 from worker.kafka.producer import Producer
 from worker.kafka.topics import TopicFacts

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.errors import BrokerRefused, BrokerUnavailable
 from worker.kafka.topics import TopicFacts, inspect_topics
 from worker.local.spec import Topic

@@ -8,7 +8,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.util import calc_crc32c_py
 
 from tests.unit.kafka.members import CAP, Member, numbers, produce
-from worker.config import KafkaSettings
+from worker.config_sections import KafkaSettings
 from worker.kafka.codecs import cap_decompression
 
 pytestmark = pytest.mark.kafka

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from tests.unit.engine import graphs
-from worker.config import ModelsSettings, Settings
+from worker.config_sections import ModelsSettings, Settings
 from worker.inference.memory import Footprint, memory_of
 from worker.models.footprint import needed_memory, row_bytes
 from worker.models.manifest import load_manifest

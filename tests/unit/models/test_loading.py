@@ -9,7 +9,7 @@ from tests.unit.models.stage import A1, A2, A3, cancelled, ready, stage, until
 from worker.errors import EngineFault, ModelError
 from worker.inference.devices import DeviceChoice, Devices
 from worker.inference.process import EngineEnd, Peer
-from worker.models.registry import LOADED
+from worker.models.options import LOADED
 
 
 async def test_concurrent_loads_of_a_version_share_one_engine() -> None:

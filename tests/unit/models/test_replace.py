@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.models.stage import A1, A2, A3, B1, Stage, cancelled, ready, stage, until
 from worker.errors import EngineFault, ModelError
-from worker.models.registry import LOADED, VERIFIED
+from worker.models.options import LOADED, VERIFIED
 from worker.types import ModelRef
 
 
