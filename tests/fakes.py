@@ -12,7 +12,7 @@ from typing import Any
 from aiokafka import errors as kafka_errors
 
 from worker.errors import BrokerUnavailable
-from worker.inference.dispatcher import Job
+from worker.inference.feed import Job
 from worker.kafka.consumer import Ownership
 from worker.kafka.ledger import Outgoing
 from worker.models.router import RoutingTable

@@ -22,7 +22,8 @@ from worker.control.reconciler import Reconciler
 from worker.errors import BrokerUnavailable
 from worker.fleet import Host
 from worker.inference.budget import budget_of
-from worker.inference.dispatcher import Finished, Job
+from worker.inference.dispatcher import Finished
+from worker.inference.feed import Job
 from worker.inference.process import spawn_process
 from worker.kafka.consumer import Consumer
 from worker.kafka.delivery import AtLeastOnce

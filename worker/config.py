@@ -82,10 +82,20 @@ class BatchSettings(Section):
 
 class EngineSettings(Section):
     policy: Literal["prefer-gpu", "require-gpu", "cpu"] = "prefer-gpu"
+    on_gpu_loss: Literal["cpu", "leave", "exit"] = "cpu"
+    """What a worker does whose devices were all lost: see `gpu_loss`."""
+    instances_per_device: Annotated[int, Field(ge=1, le=64)] = 1
+    """Engines of each version on each device, or on the CPU."""
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     watchdog_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     session: dict[str, str] = {}
     """ONNX Runtime session options under ONNX Runtime's own names."""
+
+    @property
+    def gpu_loss(self) -> Literal["cpu", "leave", "exit"]:
+        """`on_gpu_loss`; where a GPU is required the CPU never serves, and `cpu` means `exit`."""
+        required = self.policy == "require-gpu" and self.on_gpu_loss == "cpu"
+        return "exit" if required else self.on_gpu_loss
 
 
 class LimitsSettings(Section):

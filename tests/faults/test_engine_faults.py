@@ -21,7 +21,7 @@ from worker.control.reconciler import Reconciler
 from worker.control.wanted import wanted
 from worker.errors import EngineFault, ModelError
 from worker.inference.budget import Budget
-from worker.inference.dispatcher import Job
+from worker.inference.feed import Job
 from worker.inference.process import spawn_process
 from worker.inference.supervisor import Status
 from worker.models.options import Listeners, RegistryOptions

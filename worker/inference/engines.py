@@ -38,6 +38,10 @@ class EngineSpec(NamedTuple):
     load: Load
     watchdog_s: float | None
     """Age of a lane's work above which it hangs; None: by the measured service times."""
+    device: str | None = None
+    """UUID of the one device that it sees; None: whichever it finds by its policy."""
+    fallback: bool = False
+    """It serves for a device that was lost."""
 
 
 class Engine:
@@ -53,7 +57,9 @@ class Engine:
         """Why it was killed by us, if it was."""
 
     @classmethod
-    async def start(cls, spec: EngineSpec, spawn: Spawn) -> Self:
+    async def start(
+        cls, spec: EngineSpec, spawn: Spawn, *, deadline_s: float = LOAD_DEADLINE_S
+    ) -> Self:
         """Start an engine and load its version.
 
         Raises ModelError, DeviceError or SettingsError as the engine reports, EngineFault when it
@@ -69,11 +75,12 @@ class Engine:
             undo.callback(page.close)
             channel = await AsyncChannel.open(ours)
             undo.callback(channel.close)
-            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.load.quiet))
+            end = EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.load.quiet, spec.device)
+            peer = spawn(end)
             undo.pop_all()
         try:
             channel.send(spec.load)
-            async with asyncio.timeout(LOAD_DEADLINE_S):
+            async with asyncio.timeout(deadline_s):
                 return cls(peer, channel, page, _loaded(await channel.receive()))
         except EngineFault:
             how = await _end(peer, channel, page)
@@ -82,7 +89,7 @@ class Engine:
             peer.kill()
             how = await _end(peer, channel, page)
             raise EngineFault(
-                f"the engine of {spec.ref} did not load within {LOAD_DEADLINE_S:g} s: {how}"
+                f"the engine of {spec.ref} did not load within {deadline_s:g} s: {how}"
             ) from None
         except BaseException:
             peer.kill()

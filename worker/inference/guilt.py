@@ -7,6 +7,9 @@ own. So an engine, a device or a model that fails at everything makes nobody gui
 first record on, from some moment on, or now and then.
 
 When no suspect has passed, the witness is a record that was not suspected; it runs alone, first.
+
+Several engines may serve the version; rows run alone on one of them, the judge. A failure of any
+engine wants another witness: two engines of one device are lost together.
 """
 
 from collections.abc import Iterable
@@ -34,9 +37,14 @@ class Guilt:
 
     def __init__(self) -> None:
         self._cases: dict[int, _Case] = {}
-        self._engine = 0
+        self._judge = 0
         self._proven = False
         self._in_a_row = 0
+
+    @property
+    def proven(self) -> bool:
+        """The judge has served another record, and nothing has failed since."""
+        return self._proven
 
     @property
     def suspects(self) -> tuple[int, ...]:
@@ -50,17 +58,20 @@ class Guilt:
 
     @property
     def engine_suspected(self) -> bool:
-        """This engine failed at several rows alone, and none passed."""
+        """The judge failed at several rows alone, and none passed."""
         return self._in_a_row >= FAILURES_TO_REPLACE
 
-    def engine_started(self) -> None:
-        """Another engine has loaded and proved itself on the golden samples."""
-        self._engine += 1
+    def judged_by(self, engine: int) -> None:
+        """Tell on which engine rows run alone from now on, by a number of its own.
+
+        It proved itself on the golden samples when it loaded.
+        """
+        self._judge = engine
         self._proven = False
         self._in_a_row = 0
 
     def passed(self, rows: Iterable[int]) -> None:
-        """Tell that these rows were served."""
+        """Tell that the judge served these rows, each alone."""
         self._proven = True
         self._in_a_row = 0
         if self._cases:
@@ -87,13 +98,18 @@ class Guilt:
         self._in_a_row += 1
         case = self._cases.setdefault(row, _Case())
         case.alone += 1
-        if case.last_engine != self._engine:
-            case.last_engine = self._engine
+        if case.last_engine != self._judge:
+            case.last_engine = self._judge
             case.engines += 1
         guilty = witnessed or (not others and case.engines >= LAST_RESORT_ENGINES)
         if guilty:
             del self._cases[row]
         return guilty
+
+    def excused(self, row: int) -> None:
+        """Tell that a row failed alone by its device's fault: evidence of nothing, others first."""
+        self._proven = False
+        self._cases.setdefault(row, _Case()).alone += 1
 
     def next_alone(self, witness: int | None) -> int:
         """Return which row to run alone now: a suspect, or the witness that is offered.

@@ -39,6 +39,8 @@ class EngineEnd(NamedTuple):
     image_max_pixels: int
     quiet: bool = False
     """Others serve while it starts: it steps back until it has loaded."""
+    device: str | None = None
+    """UUID of the one device that it shall see; None: those that this process sees."""
 
 
 class Peer(Protocol):
@@ -58,14 +60,18 @@ Spawn = Callable[[EngineEnd], Peer]
 """Starts an engine on its end of the channel. To be called from the main thread."""
 
 
-def engine_environment(inherited: Mapping[str, str], *, image_max_pixels: int) -> dict[str, str]:
+def engine_environment(
+    inherited: Mapping[str, str], *, image_max_pixels: int, device: str | None = None
+) -> dict[str, str]:
     """Return the environment of an engine; what the operator has set of tuning wins."""
+    chosen = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
     return {
         "GLIBC_TUNABLES": _MALLOC,
         "OMP_NUM_THREADS": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_MODULE_LOADING": "LAZY",
         **inherited,
+        **chosen,
         "OPENCV_IO_MAX_IMAGE_PIXELS": str(image_max_pixels),
     }
 
@@ -88,7 +94,9 @@ def spawn_process(end: EngineEnd) -> Peer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=descriptors,
-            env=engine_environment(environment(), image_max_pixels=end.image_max_pixels),
+            env=engine_environment(
+                environment(), image_max_pixels=end.image_max_pixels, device=end.device
+            ),
         )  # fmt: skip
     return _Process(process)
 

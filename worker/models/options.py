@@ -22,7 +22,7 @@ class RegistryOptions(NamedTuple):
     watchdog_s: float | None
     """None: by the measured service times."""
     max_loaded: int
-    """Engines at a time: serving, held, loading and ending."""
+    """Versions at a time: serving, held, loading and ending."""
     stop_first: bool
     """Where a version has no room beside the one that it replaces, that one is stopped first."""
     hold_s: float
@@ -31,9 +31,21 @@ class RegistryOptions(NamedTuple):
     """Failures of a version in a row that open its breaker."""
     reset_timeout_s: float
     failpoint: str | None = None
+    devices: tuple[str | None, ...] = (None,)
+    """UUIDs of the devices that each version has engines on; None: what the policy finds."""
+    instances: int = 1
+    """Engines of a version on each device."""
+    to_cpu: bool = True
+    """The CPU may serve for devices that are lost."""
 
     @classmethod
-    def of(cls, settings: Settings, *, failpoint: str | None) -> Self:
+    def of(
+        cls,
+        settings: Settings,
+        *,
+        failpoint: str | None,
+        devices: tuple[str | None, ...] = (None,),
+    ) -> Self:
         engine, models, breaker = settings.engine, settings.models, settings.breaker
         return cls(
             limits=limits_of(settings),
@@ -46,7 +58,20 @@ class RegistryOptions(NamedTuple):
             max_failures=breaker.max_failures,
             reset_timeout_s=breaker.reset_timeout_s,
             failpoint=failpoint,
+            devices=devices,
+            instances=engine.instances_per_device,
+            to_cpu=settings.engine.gpu_loss == "cpu",
         )
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """The devices that were chosen."""
+        return tuple(device for device in self.devices if device is not None)
+
+    @property
+    def engines(self) -> int:
+        """Engines of one version."""
+        return len(self.devices) * self.instances
 
 
 class Listeners(NamedTuple):

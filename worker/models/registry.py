@@ -16,14 +16,17 @@ import structlog
 
 from worker.errors import ModelError
 from worker.inference.budget import Budget, Share
-from worker.inference.dispatcher import Dispatcher, Finished, Job
+from worker.inference.device import Device
+from worker.inference.dispatcher import Dispatcher, Finished
+from worker.inference.feed import Job
 from worker.inference.process import Spawn
 from worker.inference.supervisor import Status
 from worker.models.berth import Berth, Role
 from worker.models.berths import Berths
 from worker.models.breaker import Breaker, BreakerState
+from worker.models.finding import Ask, Finder
 from worker.models.gaps import SwitchGaps
-from worker.models.loading import Ask, Finder, Loader, Terms
+from worker.models.loading import Loader, Terms
 from worker.models.options import Listeners, Overrides, RegistryOptions, overridden
 from worker.models.room import Room
 from worker.models.router import Routes, RoutingTable
@@ -64,15 +67,18 @@ class Registry:
         self._limits: dict[str, Limits] = {}
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
-        self._gaps = SwitchGaps(self._measured)
+        self._gaps = SwitchGaps(lambda name, s: metrics.switch_gap_seconds.labels(name).set(s))
         self._release = repository.release
         self._berths = Berths(
             Room(options.max_loaded, budget.memory_bytes),
             make=self._new_berth,
             ended=self._ended,
             clock_s=clock_s,
+            engines=options.engines,
         )
-        terms = Terms(self._limits_of, self._share, self._new_dispatcher)
+        self.devices = {uuid: Device(uuid, to_cpu=options.to_cpu) for uuid in options.uuids}
+        """Those that versions have engines on; none where no device was chosen."""
+        terms = Terms(self._limits_of, self._shares, self._new_dispatcher, self.devices)
         self._loader = Loader(
             repository, self._berths, options=options, spawn=spawn, terms=terms, metrics=metrics
         )
@@ -108,7 +114,7 @@ class Registry:
     @property
     def capacity_rows(self) -> int:
         """Rows in the engines that keep all lanes busy."""
-        return sum(supervisor.capacity_rows for supervisor in self._berths.loaded.values())
+        return sum(pool.capacity_rows for pool in self._berths.loaded.values())
 
     @property
     def in_flight(self) -> int:
@@ -117,12 +123,12 @@ class Registry:
 
     def health(self) -> tuple[str, ...]:
         """Return what should make the worker be restarted; empty: it is alive."""
-        problems = [supervisor.problem() for supervisor in self._berths.loaded.values()]
+        problems = [pool.problem() for pool in self._berths.loaded.values()]
         return tuple(problem for problem in (self._berths.problem, *problems) if problem)
 
     def describe(self) -> dict[ModelRef, Status]:
         """Return what there is to say of every loaded version."""
-        return {ref: supervisor.status for ref, supervisor in self._berths.loaded.items()}
+        return {ref: pool.status for ref, pool in self._berths.loaded.items()}
 
     def names(
         self,
@@ -243,7 +249,7 @@ class Registry:
             self._berths.end(berth)
             if berth.demand is not None:
                 berth.demand.cancel()
-            if berth.supervisor is None:
+            if berth.pool is None:
                 self._waiting.abandon(berth, f"model {name!r} was dropped")
         self.look()
 
@@ -253,9 +259,9 @@ class Registry:
         if changed == self._limits_of(name):
             return
         self._limits[name] = changed
-        for ref, supervisor in self._berths.loaded.items():
+        for ref, pool in self._berths.loaded.items():
             if ref.name == name:
-                supervisor.set_limits(changed)
+                pool.set_limits(changed)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give each job to its version. Never blocks; every job has one outcome, later."""
@@ -265,9 +271,7 @@ class Registry:
         now_s = self._clock_s()
         for ref, group in groups.items():
             if self._table.knows(ref):
-                berth = self._berths.of(ref)
-                berth.used_s = now_s
-                self._waiting.admit(berth, group)
+                self._waiting.admit(self._berths.of(ref), group, now_s)
                 continue
             skip = Skipped(SkipReason.VERSION_UNAVAILABLE, f"{ref} was dropped meanwhile")
             finished = [Finished(job.ticket, skip) for job in group]
@@ -317,9 +321,6 @@ class Registry:
             self._gaps.switched(new, self._clock_s(), busy=busy)
             self._metrics.model_switches.labels(new.name).inc()
 
-    def _measured(self, name: str, gap_s: float) -> None:
-        self._metrics.switch_gap_seconds.labels(name).set(gap_s)
-
     def _served(self, name: str) -> bool:
         ref = self._table.serving(name)
         if ref is not None and self._table.is_down(ref):
@@ -327,13 +328,13 @@ class Registry:
         if ref is None:
             return False
         berth = self._berths.get(ref)
-        if berth is None or berth.supervisor is None:
+        if berth is None or berth.pool is None:
             return berth is None or berth.state is not BreakerState.OPEN
-        return berth.supervisor.ready
+        return berth.pool.ready
 
     def _ended(self, berth: Berth) -> None:
         """Hear that an engine of a version has ended, as it was asked to."""
-        if berth.supervisor is None:
+        if berth.pool is None:
             _log.info("model.unloaded", model=str(berth.ref))
             self._metrics.forget_engine(*berth.ref)
             if self._table.knows(berth.ref):
@@ -367,10 +368,11 @@ class Registry:
     def _limits_of(self, name: str) -> Limits:
         return self._limits.get(name, self._options.limits)
 
-    def _share(self, name: str) -> Share:
+    def _shares(self, name: str, engines: int) -> tuple[Share, ...]:
         names = list(self.table.models)
         models = max(1, min(len(names), self._options.max_loaded))
-        return self._budget.share(models, names.index(name) % models if name in names else 0)
+        share = self._budget.share(models, names.index(name) % models if name in names else 0)
+        return self._budget.split(share, engines)
 
     def _new_berth(self, ref: ModelRef) -> Berth:
         options = self._options

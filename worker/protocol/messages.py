@@ -4,7 +4,7 @@ One message = a small JSON header, then raw bytes (the body). The channel frames
 does I/O. Ids are the worker's own numbers for records, unique for the life of a worker.
 
 worker -> engine    Load, Submit, SetLimits, Bye
-engine -> worker    Loaded | LoadFailed, Outcomes, Stopped
+engine -> worker    Loaded | LoadFailed, Outcomes, Trouble, Stopped
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,6 +98,14 @@ class Stopped(NamedTuple):
     """Everything submitted has had its outcome; the engine exits."""
 
 
+class Trouble(NamedTuple):
+    """The device failed: told before the engine ends of it, or when its batches became smaller."""
+
+    kind: str
+    """`oom`, `sticky`, `init` or `suspect`."""
+    message: str
+
+
 class Done(NamedTuple):
     """A row served."""
 
@@ -139,7 +147,7 @@ class Outcomes(NamedTuple):
     """Rows that ran together; 0 when nothing ran."""
 
 
-Message = Load | Loaded | LoadFailed | Submit | SetLimits | Bye | Outcomes | Stopped
+Message = Load | Loaded | LoadFailed | Submit | SetLimits | Bye | Outcomes | Trouble | Stopped
 
 _PLAIN: dict[str, type[Any]] = {
     "load": Load,
@@ -148,6 +156,7 @@ _PLAIN: dict[str, type[Any]] = {
     "limits": SetLimits,
     "bye": Bye,
     "stopped": Stopped,
+    "trouble": Trouble,
 }
 _TAGS = {kind: tag for tag, kind in _PLAIN.items()}
 

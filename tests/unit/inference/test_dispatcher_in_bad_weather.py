@@ -74,21 +74,21 @@ def live(work: Dispatcher, world: World, life: int, port: Port) -> bool:
         bad = [row for row in batch if name(row) in world.corrupt]
         rows = [row for row in batch if row not in bad]
         if bad:
-            work.outcomes(broken(*bad))
+            work.outcomes(port, broken(*bad))
         if not rows:
             continue
         kills = any(name(row) in world.killers for row in rows)
         if kills or (sick and not world.sick_raises) or _struck(world, life, chance, rows):
             other_lane = port.take(chance.randint(0, 3)) if not rows[0].alone else []
-            work.detach({row.id for row in (*rows, *other_lane)}, "SIGSEGV")
+            work.detach(port, {row.id for row in (*rows, *other_lane)}, "SIGSEGV")
             return True
         if sick or any(name(row) in world.raisers for row in rows):
             # As the engine does: rows of a run that raised run alone; none passes, or it convicts.
-            work.outcomes(raised(*rows))
+            work.outcomes(port, raised(*rows))
         else:
-            work.outcomes(done(*rows))
+            work.outcomes(port, done(*rows))
     if port.condemned is not None:
-        work.detach((), "condemned")
+        work.detach(port, (), "condemned")
         return True
     return False
 
@@ -104,7 +104,7 @@ def live_until_quiet(work: Dispatcher, world: World, first: int) -> int:
         port = Port()
         work.attach(attached(port, window=16))
         if not live(work, world, life, port):
-            work.detach((), "stopped")
+            work.detach(port, (), "stopped")
             return life + 1
     return first + 100
 

@@ -20,9 +20,10 @@ from tests.unit.inference.scripted import (
     submits,
 )
 from worker.errors import ChannelError, DeviceError, EngineFault, ModelError, SettingsError
+from worker.inference.backoff import Backoff
 from worker.inference.engines import Engine, EngineSpec
 from worker.inference.process import EngineEnd, Peer
-from worker.inference.supervisor import Backoff, Supervisor
+from worker.inference.supervisor import Supervisor
 from worker.protocol.channel import Channel
 from worker.protocol.messages import Bye, Load, LoadFailed, SetLimits, Stopped
 from worker.protocol.page import Page
