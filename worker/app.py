@@ -22,6 +22,7 @@ from worker.control.reconciler import Reconciler
 from worker.errors import BrokerUnavailable
 from worker.fleet import Host
 from worker.inference.budget import budget_of
+from worker.inference.devices import Devices, devices_of
 from worker.inference.dispatcher import Finished
 from worker.inference.feed import Job
 from worker.inference.process import spawn_process
@@ -43,6 +44,7 @@ from worker.pipeline import Pipeline
 from worker.process import NOT_DRAINED, settle_memory, signals
 from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Outcomes
+from worker.protocol.survey import NO_DRIVER
 from worker.telemetry.health import Health, State
 from worker.telemetry.metrics import Metrics
 from worker.types import ModelRef
@@ -97,7 +99,10 @@ class Worker:
                 await health.stop()
 
     async def _serve(self, until_idle_s: float | None) -> int:
-        registry = self._registry()
+        devices = await self._unless_stopped(self._devices())
+        if devices is None:
+            return 0
+        registry = self._registry(devices)
         host = Host(registry, self._state)
         agent = self._agent(registry, host)
         following = asyncio.create_task(agent.run(), name="agent")
@@ -148,6 +153,7 @@ class Worker:
             self._state,
             self._metrics,
             drain_deadline_s=settings.shutdown.drain_deadline_s,
+            exit_on_loss=settings.engine.gpu_loss == "exit",
         )
         crew.host.serving(pipeline, membership, bound)
         settle_memory()
@@ -242,7 +248,16 @@ class Worker:
         )
         return drained
 
-    def _registry(self) -> Registry:
+    async def _devices(self) -> Devices:
+        """Return the GPUs for engines. Raises DeviceError: those that are required are not here."""
+        devices = await asyncio.to_thread(devices_of, self._settings.engine)
+        if devices.chosen:
+            log.info("devices", chosen=[device._asdict() for device in devices.chosen])
+        elif devices.problem not in {None, NO_DRIVER}:
+            log.warning("no GPU is usable: engines run on the CPU", why=devices.problem)
+        return devices
+
+    def _registry(self, devices: Devices) -> Registry:
         settings = self._settings
         location = settings.models.repository
         if location is None:
@@ -255,7 +270,7 @@ class Worker:
         return Registry(
             repository,
             budget_of(settings),
-            options=RegistryOptions.of(settings, failpoint=self._failpoint),
+            options=RegistryOptions.of(settings, failpoint=self._failpoint, devices=devices),
             spawn=spawn_process,
             tell=Listeners(self._finished, self._withdrawn, self._batch_ran),
             metrics=self._metrics,

@@ -20,6 +20,7 @@ from worker.errors import SettingsError
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(min_length=1)]
+Device = Annotated[str, Field(pattern=r"^(GPU|MIG)-\S+$")]
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 
 
@@ -82,6 +83,11 @@ class BatchSettings(Section):
 
 class EngineSettings(Section):
     policy: Literal["prefer-gpu", "require-gpu", "cpu"] = "prefer-gpu"
+    devices: Literal["auto", "all"] | Annotated[tuple[Device, ...], Field(min_length=1)] = "auto"
+    """`auto`: the best GPU that is usable; a list: exactly these, by UUID."""
+    max_temperature_c: Annotated[float, Field(gt=0, le=150)] = 85.0
+    max_memory_used_pct: Annotated[float, Field(gt=0, le=100)] = 90.0
+    """A GPU at or above one of these when the worker starts is not used."""
     on_gpu_loss: Literal["cpu", "leave", "exit"] = "cpu"
     """What a worker does whose devices were all lost: see `gpu_loss`."""
     instances_per_device: Annotated[int, Field(ge=1, le=64)] = 1

@@ -89,7 +89,9 @@ class Sources:
     def _read_variable(self, path: str, text: str) -> None:
         variable = _variable(path)
         annotation = self.annotations[path]
-        if get_origin(annotation) in (tuple, dict):
+        if get_origin(annotation) in (tuple, dict) or (
+            _may_be_list(annotation) and text[:1] == "["
+        ):
             try:
                 self._put(path, json.loads(text), variable)
             except ValueError:
@@ -119,6 +121,12 @@ class Sources:
 class _File(NamedTuple):
     path: Path
     loader: yaml.SafeLoader
+
+
+def _may_be_list(annotation: Any) -> bool:
+    """Say whether a list is one of several kinds of value; one with bounds is Annotated."""
+    kinds = (getattr(kind, "__origin__", kind) for kind in get_args(annotation))
+    return any(get_origin(kind) is tuple for kind in kinds)
 
 
 def _variable(path: str) -> str:

@@ -66,6 +66,7 @@ OWNERS: dict[str, set[str]] = {
     "packaging": {"models"},
     "prometheus_client": {"telemetry"},
     "pydantic": {"config", "config_sources"},
+    "pynvml": {"engine"},
     "redis": {"control"},
     "rich": {"cli"},
     "structlog": set(MAY_IMPORT),

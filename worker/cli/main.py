@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli import config, demo, models, results, run, send
+from worker.cli import config, demo, devices, models, results, run, send
 from worker.cli.terminal import say, write
 from worker.errors import DarkroomError
 
@@ -71,6 +71,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(models.app, name="models")
 app.command(epilog=run.EXAMPLE)(run.run)
 app.command(epilog=demo.EXAMPLE)(demo.demo)
+app.command(epilog=devices.EXAMPLE)(devices.devices)
 app.command(epilog=send.EXAMPLE)(send.send)
 app.command(epilog=results.EXAMPLE)(results.results)
 

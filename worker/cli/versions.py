@@ -1,5 +1,6 @@
 """Which versions a command means, and the facts that `models` shows of them."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from worker.config import Settings
 from worker.errors import CommandError
 from worker.inference.budget import budget_of, limits_of
+from worker.inference.devices import devices_of
 from worker.inference.engines import Engine, EngineSpec
 from worker.inference.process import spawn_process
 from worker.models.cache import cache_of
@@ -110,17 +112,19 @@ async def proved(version: Version, settings: Settings) -> dict[str, Any]:
     Raises ModelError (file and field where it has them), DeviceError or EngineFault.
     """
     share = budget_of(settings).share(1)
+    devices = await asyncio.to_thread(devices_of, settings.engine)
     load = Load(
         folder=str(version.folder.resolve()),
         manifest_sha256=version.manifest_sha256,
         lanes=share.lanes,
         limits=limits_of(settings),
         decode_bytes=share.decode_bytes,
-        policy=settings.engine.policy,
+        policy=devices.policy(settings.engine.policy),
         session=dict(settings.engine.session),
         failpoint=None,
     )
-    engine = await Engine.start(EngineSpec(version.ref, load, None), spawn_process)
+    spec = EngineSpec(version.ref, load, None, devices.first)
+    engine = await Engine.start(spec, spawn_process)
     try:
         said = engine.loaded._asdict()
         service_ms = {size: round(ms, 3) for size, ms in engine.loaded.service_ms.items()}

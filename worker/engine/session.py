@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from worker.engine.contract import Signature, Tensor
-from worker.engine.devices import cpu_name, cuda_problem
+from worker.engine.devices import cpu_name, cuda_device, cuda_problem
 from worker.engine.providers import CPU, Choice, choices
 from worker.errors import DeviceError, ModelError, SettingsError
 from worker.types import EngineStamp
@@ -171,7 +171,7 @@ def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
 
 
 def _device(choice: Choice) -> str:
-    return cpu_name() if choice.provider == CPU else "cuda:0"
+    return cpu_name() if choice.provider == CPU else cuda_device()
 
 
 def _precision(signature: Signature) -> str:

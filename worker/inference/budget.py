@@ -5,6 +5,7 @@ Measured from the machine as this process sees it: its affinity, its control gro
 
 import os
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,13 +100,24 @@ def cores(root: Path = Path("/")) -> int:
     ONNX Runtime and `os.cpu_count` know of neither: in a container with 2 of 64 cores they would
     start 64 threads, which the quota then stops for most of every period.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quotas = []
+    return max(1, int(min(affinity_cores(), quota_cores(root))))
+
+
+def affinity_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def quota_cores(root: Path = Path("/")) -> float:
+    """Return how many cores' time the control groups give this process; infinite: no quota."""
+    quotas = [inf]
     for text in _read_up(root, "cpu.max"):
         quota, _, period = text.partition(" ")
         if quota != "max":
             quotas.append(int(quota) / int(period))
-    return max(1, int(min([affinity or 1, *quotas])))
+    return min(quotas)
 
 
 def memory_bytes(root: Path = Path("/")) -> int:

@@ -39,7 +39,7 @@ class EngineSpec(NamedTuple):
     watchdog_s: float | None
     """Age of a lane's work above which it hangs; None: by the measured service times."""
     device: str | None = None
-    """UUID of the one device that it sees; None: whichever it finds by its policy."""
+    """UUID of the GPU that it is given; None: it sees none, whatever the policy."""
     fallback: bool = False
     """It serves for a device that was lost."""
 
@@ -75,8 +75,8 @@ class Engine:
             undo.callback(page.close)
             channel = await AsyncChannel.open(ours)
             undo.callback(channel.close)
-            end = EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.load.quiet, spec.device)
-            peer = spawn(end)
+            quiet = spec.load.quiet
+            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.device, quiet))
             undo.pop_all()
         try:
             channel.send(spec.load)

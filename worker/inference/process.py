@@ -37,10 +37,10 @@ class EngineEnd(NamedTuple):
     max_ids: int
     """Rows that a lane's slot of the page can name."""
     image_max_pixels: int
+    device: str | None = None
+    """UUID of the GPU, or MIG instance, that it sees as the only one; None: it sees none."""
     quiet: bool = False
     """Others serve while it starts: it steps back until it has loaded."""
-    device: str | None = None
-    """UUID of the one device that it shall see; None: those that this process sees."""
 
 
 class Peer(Protocol):
@@ -63,15 +63,17 @@ Spawn = Callable[[EngineEnd], Peer]
 def engine_environment(
     inherited: Mapping[str, str], *, image_max_pixels: int, device: str | None = None
 ) -> dict[str, str]:
-    """Return the environment of an engine; what the operator has set of tuning wins."""
-    chosen = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+    """Return the environment of an engine; what the operator has set of tuning wins.
+
+    Of GPUs it sees `device` (a UUID) alone; None: none.
+    """
     return {
         "GLIBC_TUNABLES": _MALLOC,
         "OMP_NUM_THREADS": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_MODULE_LOADING": "LAZY",
         **inherited,
-        **chosen,
+        "CUDA_VISIBLE_DEVICES": device or "",
         "OPENCV_IO_MAX_IMAGE_PIXELS": str(image_max_pixels),
     }
 

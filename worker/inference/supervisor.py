@@ -127,7 +127,7 @@ class Supervisor:
             pid=self.pid,
             sha256=loaded.sha256 if loaded else None,
             provider=loaded.provider if loaded else None,
-            device=(self._spec.device or loaded.device) if loaded else None,
+            device=loaded.device if loaded else None,
             lanes=self._spec.load.lanes,
             max_size=loaded.max_size if loaded else 0,
             in_flight=self._dispatcher.in_flight,
@@ -355,7 +355,7 @@ class Supervisor:
             ModelStamp(ref.name, ref.version, loaded.sha256, spec.load.manifest_sha256),
             EngineStamp(
                 loaded.provider,
-                spec.device or loaded.device,
+                loaded.device,
                 loaded.precision,
                 spec.fallback or loaded.fallback,
             ),

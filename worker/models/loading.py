@@ -252,7 +252,7 @@ class Loader:
         engines = []
         for share, device in zip(
             self._terms.shares(name, options.engines),
-            (device for device in options.devices for _ in range(options.instances)),
+            (uuid for uuid in options.uuids or (None,) for _ in range(options.instances)),
             strict=True,
         ):
             spec = self._engine(version, share, quiet=quiet)

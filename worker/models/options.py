@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, Self
 
 from worker.config import Settings
 from worker.inference.budget import limits_of
+from worker.inference.devices import NO_DEVICES, Devices
 from worker.inference.dispatcher import Observer, OnOutcomes, OnWithdrawn
 from worker.types import Limits
 
@@ -31,25 +32,21 @@ class RegistryOptions(NamedTuple):
     """Failures of a version in a row that open its breaker."""
     reset_timeout_s: float
     failpoint: str | None = None
-    devices: tuple[str | None, ...] = (None,)
-    """UUIDs of the devices that each version has engines on; None: what the policy finds."""
+    devices: Devices = NO_DEVICES
+    """GPUs for engines; each version has some on each of those chosen."""
     instances: int = 1
-    """Engines of a version on each device."""
+    """Engines of a version on each GPU, or on the CPU."""
     to_cpu: bool = True
-    """The CPU may serve for devices that are lost."""
+    """The CPU may serve for GPUs that are lost."""
 
     @classmethod
     def of(
-        cls,
-        settings: Settings,
-        *,
-        failpoint: str | None,
-        devices: tuple[str | None, ...] = (None,),
+        cls, settings: Settings, *, failpoint: str | None, devices: Devices = NO_DEVICES
     ) -> Self:
         engine, models, breaker = settings.engine, settings.models, settings.breaker
         return cls(
             limits=limits_of(settings),
-            policy=engine.policy,
+            policy=devices.policy(engine.policy),
             session=MappingProxyType(engine.session),
             watchdog_s=None if engine.watchdog_s == "auto" else engine.watchdog_s,
             max_loaded=models.max_loaded,
@@ -65,13 +62,13 @@ class RegistryOptions(NamedTuple):
 
     @property
     def uuids(self) -> tuple[str, ...]:
-        """The devices that were chosen."""
-        return tuple(device for device in self.devices if device is not None)
+        """The GPUs that were chosen."""
+        return tuple(device.uuid for device in self.devices.chosen)
 
     @property
     def engines(self) -> int:
         """Engines of one version."""
-        return len(self.devices) * self.instances
+        return max(1, len(self.uuids)) * self.instances
 
 
 class Listeners(NamedTuple):
