@@ -13,7 +13,7 @@ engine wants another witness: two engines of one device are lost together.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LAST_RESORT_ENGINES = 3
 """Engines that a record must fail alone to be guilty when there is no other record at all: each
@@ -27,9 +27,8 @@ FAILURES_TO_REPLACE = 3
 class _Case:
     alone: int = 0
     """How often it failed alone."""
-    engines: int = 0
-    """How many engines it failed alone."""
-    last_engine: int = 0
+    engines: set[int] = field(default_factory=set)
+    """The engines that it failed alone."""
 
 
 class Guilt:
@@ -98,10 +97,8 @@ class Guilt:
         self._in_a_row += 1
         case = self._cases.setdefault(row, _Case())
         case.alone += 1
-        if case.last_engine != self._judge:
-            case.last_engine = self._judge
-            case.engines += 1
-        guilty = witnessed or (not others and case.engines >= LAST_RESORT_ENGINES)
+        case.engines.add(self._judge)
+        guilty = witnessed or (not others and len(case.engines) >= LAST_RESORT_ENGINES)
         if guilty:
             del self._cases[row]
         return guilty

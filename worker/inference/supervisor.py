@@ -34,6 +34,8 @@ _SERVED_WELL_S = 60.0
 _RELOAD_FLOOR_S = 60.0
 _RELOADS = 10
 """Where a load hangs that took so much less time before, the device does."""
+_PASSING = {"oom", "suspect"}
+"""Trouble that an engine may have helped itself out of: what it serves afterwards shows it."""
 _SLOW = "its runs became far slower than when it was warmed"
 
 _log = structlog.get_logger()
@@ -259,6 +261,8 @@ class Supervisor:
             match message:
                 case Outcomes():
                     self._dispatcher.outcomes(engine, message)
+                    if message.done and self._trouble and self._trouble.kind in _PASSING:
+                        self._trouble = None
                     self._compare(engine, message)
                 case Trouble():
                     self._troubled(engine, message)

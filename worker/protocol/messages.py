@@ -94,16 +94,20 @@ class Bye(NamedTuple):
     """Finish what you have, send its outcomes, answer Stopped, exit."""
 
 
-class Stopped(NamedTuple):
-    """Everything submitted has had its outcome; the engine exits."""
-
-
 class Trouble(NamedTuple):
-    """The device failed: told before the engine ends of it, or when its batches became smaller."""
+    """A fault of the device, sent once for each. What was being run has had no outcome.
+
+    After `oom` the engine may go on with smaller batches, after `suspect` with what it has proved
+    anew; after all others it ends.
+    """
 
     kind: str
     """`oom`, `sticky`, `init` or `suspect`."""
     message: str
+
+
+class Stopped(NamedTuple):
+    """Everything submitted has had its outcome; the engine exits."""
 
 
 class Done(NamedTuple):
@@ -155,8 +159,8 @@ _PLAIN: dict[str, type[Any]] = {
     "load-failed": LoadFailed,
     "limits": SetLimits,
     "bye": Bye,
-    "stopped": Stopped,
     "trouble": Trouble,
+    "stopped": Stopped,
 }
 _TAGS = {kind: tag for tag, kind in _PLAIN.items()}
 

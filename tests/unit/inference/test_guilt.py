@@ -151,3 +151,31 @@ def test_an_engine_that_fails_at_several_rows_running_is_suspected(*, passed_bet
     assert guilt.engine_suspected is not passed_between
     guilt.judged_by(next(engines))
     assert not guilt.engine_suspected
+
+
+def test_what_fails_by_its_devices_fault_is_not_guilty_and_lets_others_go_first() -> None:
+    guilt = died(1, 2)
+    for _ in range(2 * LAST_RESORT_ENGINES):
+        guilt.passed([9])
+        guilt.excused(1)
+        assert not guilt.proven
+        guilt.judged_by(next(engines))
+    assert guilt.suspects == (1, 2)
+    assert guilt.next_alone(witness=None) == 2
+    guilt.passed([2])
+    assert guilt.failed_alone(1, others=True), "this time it was no device"
+
+
+def test_a_witness_that_fails_by_its_devices_fault_is_a_suspect() -> None:
+    guilt = died(1)
+    guilt.excused(9)
+    assert guilt.suspects == (1, 9)
+
+
+def test_the_last_resort_counts_engines_and_not_how_often_they_are_asked() -> None:
+    guilt = died(1)
+    for engine in (101, 102, 101, 102):
+        guilt.judged_by(engine)
+        assert not guilt.failed_alone(1, others=False)
+    guilt.judged_by(103)
+    assert guilt.failed_alone(1, others=False)

@@ -19,6 +19,7 @@ from worker.protocol.messages import (
     SetLimits,
     Stopped,
     Submit,
+    Trouble,
     decode,
     encode,
 )
@@ -57,6 +58,7 @@ def round_trip(message: Message) -> Message:
         SetLimits(LIMITS),
         SetLimits(LIMITED),
         Bye(),
+        Trouble("sticky", "CUDA failure 700: an illegal memory access was encountered"),
         Stopped(),
     ],
     ids=lambda message: type(message).__name__,
