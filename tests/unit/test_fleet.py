@@ -9,6 +9,7 @@ from tests.fakes import FakeRegistry
 from worker.control.answers import Ack, Answer
 from worker.control.messages import Action
 from worker.fleet import Host
+from worker.inference.device import Device
 from worker.inference.supervisor import Status
 from worker.kafka.ledger import Bound
 from worker.models.router import Pin, Routes, RoutingTable
@@ -95,6 +96,13 @@ def test_an_answer_says_what_is_served_and_on_what(bench: Bench) -> None:
         "1", ("1", "2"), "1", 3, "serving",
     )  # fmt: skip
     assert (ack.provider, ack.device, ack.lag) == ("CPUExecutionProvider", "cpu-x86_64", 12)
+
+
+def test_an_answer_says_what_each_gpu_is_good_for(bench: Bench) -> None:
+    assert bench.host.vitals(ACK).devices == {}
+    bench.registry.devices = {"GPU-1": Device("GPU-1", to_cpu=True)}
+    bench.registry.devices["GPU-1"].failed("CUDA failure 700")
+    assert bench.host.vitals(ACK).devices == {"GPU-1": "restarting"}
 
 
 def test_before_there_is_a_connection_to_kafka_it_is_starting(bench: Bench) -> None:
