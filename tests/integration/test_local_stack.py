@@ -220,6 +220,7 @@ def test_a_record_of_fifteen_megabytes_passes(kafka: Stack, unique: str) -> None
 
 
 @pytest.mark.kafka
+@pytest.mark.long  # the spine's own test kills a broker too
 def test_a_killed_broker_comes_back_on_its_port_with_its_records(
     kafka: Stack, tmp_path: Path
 ) -> None:

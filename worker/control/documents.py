@@ -339,3 +339,24 @@ def _without_nulls(members: Mapping[str, Any], nullable: Collection[str]) -> dic
         name: ABSENT if value is None and name in nullable else value
         for name, value in members.items()
     }
+
+
+def stored_names(data: bytes | None) -> tuple[int | None, str]:
+    """Return generation and epoch that stand in what is stored, also where that is no state.
+
+    As the compare-and-set (`write.lua`) reads them: to Lua 8.0 is the whole number 8.
+    """
+    try:
+        document = orjson.loads(data or b"{}")
+    except orjson.JSONDecodeError:
+        return None, ""
+    if not isinstance(document, dict):
+        return None, ""
+    generation, epoch = document.get("generation"), document.get("epoch")
+    return _whole(generation), epoch if isinstance(epoch, str) else ""
+
+
+def _whole(number: object) -> int | None:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return None
+    return int(number) if number >= 1 and number % 1 == 0 else None

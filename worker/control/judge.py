@@ -7,10 +7,8 @@ what this worker knows, it says what to put back. Must not know how a state is c
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import orjson
-
 from worker.control.answers import Code
-from worker.control.documents import parse_state
+from worker.control.documents import parse_state, stored_names
 from worker.control.messages import DesiredState, digest
 from worker.errors import StateError
 
@@ -71,7 +69,7 @@ def judge(data: bytes | None, fleet: str, known: Known | None) -> Verdict:
     try:
         state = parse_state(data)
     except StateError as error:
-        return _behind(known, _generation(data), Code.STATE_INVALID, str(error))
+        return _behind(known, stored_names(data)[0], Code.STATE_INVALID, str(error))
     return _judge(state, fleet, known)
 
 
@@ -127,14 +125,3 @@ def _behind(known: Known | None, stored: int | None, code: Code, reason: str) ->
     if known is None or (stored is not None and stored >= known.generation):
         return Refused(code, reason)
     return Refused(code, reason, restore=known.document, expected=stored)
-
-
-def _generation(data: bytes) -> int | None:
-    """Return the generation that a broken state says it has, as the compare-and-set reads it."""
-    try:
-        match orjson.loads(data):
-            case {"generation": int(number)} if number >= 1 and number is not True:
-                return number
-    except orjson.JSONDecodeError:
-        pass
-    return None

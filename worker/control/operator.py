@@ -10,11 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import orjson
-
 from worker.control.answers import Ack
 from worker.control.channel import Entry, Members
-from worker.control.documents import parse_ack, parse_state
+from worker.control.documents import parse_ack, parse_state, stored_names
 from worker.control.messages import DesiredState, encode_state
 from worker.control.progress import Changed, Look, Outcome, Progress, progress_of
 from worker.control.rollout import following
@@ -73,7 +71,7 @@ class Operator:
             state = None if data is None else parse_state(data)
         except StateError as error:
             broken = str(error)
-        return Look(state, broken, *_remains(data), members, unreadable, now_ms)
+        return Look(state, broken, *stored_names(data), members, unreadable, now_ms)
 
     async def history(self, count: int) -> list[Entry]:
         """Return the last changes, the newest first."""
@@ -205,23 +203,6 @@ def _caught_up(state: DesiredState, look: Look) -> DesiredState:
     acks = look.members.values()
     taken = [ack.observed or 0 for ack in acks]
     return state._replace(generation=max(state.generation or 0, look.generation or 0, *taken))
-
-
-def _remains(data: bytes | None) -> tuple[int | None, str]:
-    """Return generation and epoch that stand in what is stored, also where that is no state."""
-    try:
-        document = orjson.loads(data or b"{}")
-    except orjson.JSONDecodeError:
-        return None, ""
-    match document:
-        case {"generation": int(generation), "epoch": str(epoch)} if generation >= 1:
-            return generation, epoch
-        case {"generation": int(generation)} if generation >= 1:
-            return generation, ""
-        case {"epoch": str(epoch)}:
-            return None, epoch
-        case _:
-            return None, ""
 
 
 def _pause_s(attempt: int) -> float:

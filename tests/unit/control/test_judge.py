@@ -103,6 +103,8 @@ def test_an_epoch_that_ours_supersedes_is_stale(generation: int, *, restored: bo
         (b"[1, 2]", None),
         (b'"generation"', None),
         (b'{"generation": 3}', 3),
+        (b'{"generation": 3.0}', 3),  # Lua's 3
+        (b'{"generation": 3.5}', None),
         (b'{"generation": 0}', None),
         (b'{"generation": true}', None),
         (b'{"generation": "3"}', None),

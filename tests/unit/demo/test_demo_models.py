@@ -146,6 +146,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.long  # it trains: 25 s
 def test_the_script_makes_these_models_and_pictures_again(
     script: ModuleType, tmp_path: Path
 ) -> None:

@@ -163,6 +163,7 @@ def own(tmp_path: Path) -> Iterator[Stack]:
         missing(str(error))
 
 
+@pytest.mark.long  # the spine's own test kills a broker too
 async def test_a_broker_that_is_killed_while_it_is_written_to_loses_nothing(
     own: Stack, unique: str
 ) -> None:
