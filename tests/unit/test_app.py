@@ -19,7 +19,7 @@ from tests.ledger import account
 from worker.app import Worker
 from worker.config import Settings
 from worker.demo.pictures import pictures
-from worker.errors import BrokerRefused, ModelError
+from worker.errors import BrokerRefused, DeviceError, ModelError
 from worker.local.stack import Stack
 from worker.process import NOT_DRAINED, signals
 
@@ -113,6 +113,18 @@ async def test_a_model_that_is_absent_ends_the_worker_with_3_before_kafka_is_ask
         async with asyncio.timeout(30):
             await Worker(broken).run()
     assert refused.value.exit_code == 3
+
+
+async def test_a_gpu_that_is_named_and_not_here_ends_the_worker_with_4_before_a_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    named = {"policy": "prefer-gpu", "devices": ["GPU-0"]}
+    worker = Worker(settings(tmp_path, {"bootstrap_servers": NOBODY}, engine=named))
+    with pytest.raises(DeviceError, match=r"engine\.devices names what is not here: GPU-0") as told:
+        async with asyncio.timeout(90):
+            await worker.run()
+    assert told.value.exit_code == 4
+    assert "models" not in worker._state.unready_because
 
 
 async def test_a_worker_without_brokers_is_alive_unready_and_ends_when_told(

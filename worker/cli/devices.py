@@ -55,14 +55,13 @@ def _chosen(seen: "Survey", settings: "Settings") -> dict[str, Any]:
     from worker.config import environment
     from worker.errors import DeviceError
     from worker.inference.budget import budget_of
-    from worker.inference.devices import NO_DEVICES, PROVIDER, choose
+    from worker.inference.devices import NO_DEVICES, PROVIDER, REQUIRE, choose
 
     engine, refused, taken = settings.engine, None, NO_DEVICES
     try:
-        if engine.policy != "cpu":
-            taken = choose(seen, engine, environment())
-        if engine.policy == "require-gpu" and not taken.chosen:
-            refused = f"engine.policy is require-gpu, but {taken.problem}"
+        taken = choose(seen, engine, environment())
+        if engine.policy in REQUIRE and not taken.chosen:
+            refused = f"engine.policy is {engine.policy}, but {taken.problem}"
     except DeviceError as error:
         refused = str(error)
     uuids = [device.uuid for device in taken.chosen]

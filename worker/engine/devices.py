@@ -101,15 +101,13 @@ def cuda_problem() -> str | None:
         return str(error)
 
 
-def cuda_device() -> str:
-    """Return the UUID of the device that CUDA takes here: `device` in results that it made.
-
-    Raises DeviceError where the driver lists none.
-    """
-    driver = Driver.load()
-    if not driver.count():
-        raise DeviceError(NO_DEVICE)
-    return driver.gpu(0).uuid
+def cuda_device() -> str | None:
+    """Return the UUID of the device that CUDA takes here; None where the driver lists none."""
+    try:
+        driver = Driver.load()
+        return driver.gpu(0).uuid if driver.count() else None
+    except DeviceError:
+        return None
 
 
 def cpu_name() -> str:

@@ -171,7 +171,8 @@ def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
 
 
 def _device(choice: Choice) -> str:
-    return cpu_name() if choice.provider == CPU else cuda_device()
+    # Without a GPU it is this processor, whatever the provider: the wrong one is refused later.
+    return (None if choice.provider == CPU else cuda_device()) or cpu_name()
 
 
 def _precision(signature: Signature) -> str:

@@ -14,6 +14,10 @@ from worker.protocol.survey import NO_DRIVER, Gpu, Survey
 
 PROVIDER = "CUDAExecutionProvider"
 """What a GPU of this survey is used by."""
+REQUIRE = frozenset({"require-gpu"})
+"""Policies with which no worker starts without such a GPU, where its driver is installed."""
+_WANT = REQUIRE | {"prefer-gpu"}
+"""Those with which it is looked for."""
 
 
 class DeviceChoice(NamedTuple):
@@ -64,19 +68,20 @@ def devices_of(
     Where no driver is installed, or none wanted, nothing is started. Raises DeviceError as `choose`
     does.
     """
-    if engine.policy == "cpu":
-        return NO_DEVICES
-    seen = look() if found() else Survey(cuda_problem=NO_DRIVER)
+    asked = engine.policy in _WANT and found()
+    seen = look() if asked else Survey(cuda_problem=NO_DRIVER)
     return choose(seen, engine, environment())
 
 
 def choose(seen: Survey, engine: EngineSettings, environ: Mapping[str, str]) -> Devices:
-    """Return what the settings choose of what was seen.
+    """Return what the settings choose of what was seen; nothing where the policy wants none.
 
     Raises DeviceError when `engine.devices` names what is not here, or when the policy requires a
     GPU and the driver here has none that is usable. Where there is no driver, that is for the
     engine to judge: other providers may know another GPU.
     """
+    if engine.policy not in _WANT:
+        return NO_DEVICES
     verdicts = judge(seen, engine, environ)
     usable = {verdict.gpu.uuid: verdict.gpu for verdict in verdicts if verdict.problem is None}
     match engine.devices:
@@ -90,8 +95,8 @@ def choose(seen: Survey, engine: EngineSettings, environ: Mapping[str, str]) -> 
             wanted = tuple(uuid for uuid in dict.fromkeys(named) if uuid in usable)
     chosen = tuple(DeviceChoice(uuid, usable[uuid].name) for uuid in wanted)
     problem = None if chosen else _why_none(verdicts, seen, environ)
-    if engine.policy == "require-gpu" and problem not in {None, NO_DRIVER}:
-        raise DeviceError(f"engine.policy is require-gpu, but no GPU is usable: {problem}")
+    if engine.policy in REQUIRE and problem not in {None, NO_DRIVER}:
+        raise DeviceError(f"engine.policy is {engine.policy}, but no GPU is usable: {problem}")
     return Devices(chosen, verdicts, problem, seen.answered)
 
 
@@ -99,7 +104,8 @@ def judge(seen: Survey, engine: EngineSettings, environ: Mapping[str, str]) -> t
     """Return a verdict on every GPU: the usable ones first, and of these the best."""
     hidden = _hidden(seen.gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     verdicts = [
-        Verdict(gpu, hidden.get(gpu.uuid) or _problem(gpu, seen, engine)) for gpu in seen.gpus
+        Verdict(gpu, gpu.problem or hidden.get(gpu.uuid) or _problem(gpu, seen, engine))
+        for gpu in seen.gpus
     ]
     return tuple(sorted(verdicts, key=lambda one: (one.problem is not None, _rank(one.gpu))))
 
@@ -114,8 +120,6 @@ def _rank(gpu: Gpu) -> tuple[float | str, ...]:
 
 def _problem(gpu: Gpu, seen: Survey, engine: EngineSettings) -> str | None:
     """Return the first reason why a GPU that nobody hides is not usable."""
-    if gpu.problem is not None:
-        return gpu.problem
     if seen.cuda_problem is not None:
         return seen.cuda_problem
     # CUDA lists one MIG instance to a process, whatever there is; each can be given by its UUID.

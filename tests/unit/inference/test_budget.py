@@ -1,4 +1,5 @@
 import os
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from worker.inference.budget import (
     limits_of,
     memory_bytes,
     own_bytes,
+    quota_cores,
     resident_bytes,
 )
 from worker.vision.containers import Header
@@ -97,6 +99,12 @@ def test_a_cpu_quota_of_this_group_or_one_above_bounds_the_cores(
     tmp_path: Path, files: dict[str, str]
 ) -> None:
     assert cores(machine(tmp_path, "/pods/a", **files)) == 1
+
+
+def test_the_quota_is_the_smallest_of_all_groups_and_may_be_part_of_a_core(tmp_path: Path) -> None:
+    root = machine(tmp_path, "/pods/a", pods__a__cpu_max="250000 100000", pods__cpu_max="max 1000")
+    assert quota_cores(root) == 2.5
+    assert quota_cores(tmp_path / "nothing") == inf
 
 
 def test_no_quota_and_no_control_groups_bound_nothing(tmp_path: Path) -> None:

@@ -29,6 +29,16 @@ def test_what_the_operator_set_of_tuning_wins_but_not_over_the_pixel_limit() -> 
     assert environment["OPENCV_IO_MAX_IMAGE_PIXELS"] == "50"
 
 
+@pytest.mark.parametrize(("device", "visible"), [("GPU-1", "GPU-1"), (None, "")])
+def test_an_engine_sees_the_gpu_that_it_is_given_and_no_other(
+    device: str | None, visible: str
+) -> None:
+    inherited = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    environment = engine_environment(inherited, image_max_pixels=50, device=device)
+    assert environment["CUDA_VISIBLE_DEVICES"] == visible
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
 @pytest.mark.parametrize(
     ("code", "how"),
     [

@@ -126,6 +126,7 @@ class Engines:
 
     def __init__(self) -> None:
         self.told: list[Load] = []
+        self.devices: list[str | None] = []
         self.limits: list[Limits] = []
         self.refusing: set[ModelRef] = set()
         self.mute: set[ModelRef] = set()
@@ -148,6 +149,7 @@ class Engines:
         self._spawn = Spawner(self._run)
 
     def __call__(self, end: EngineEnd) -> Peer:
+        self.devices.append(end.device)
         return self._spawn(end)
 
     @property

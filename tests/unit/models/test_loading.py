@@ -121,6 +121,16 @@ async def test_a_process_that_cannot_be_had_is_an_engine_fault(
         assert now_open.value.code == "engine"
 
 
+async def test_every_gpu_that_was_chosen_is_given_an_engine() -> None:
+    chosen = (DeviceChoice("GPU-1", "first"), DeviceChoice("GPU-2", "second"))
+    async with stage(A1, devices=Devices(chosen)) as on:
+        await on.serve(A1)
+        assert on.engines.devices == ["GPU-1", "GPU-2"]
+    async with stage(A1) as on:
+        await on.serve(A1)
+        assert on.engines.devices == [None]
+
+
 async def test_a_new_version_must_offer_the_heads_of_the_one_that_it_replaces() -> None:
     async with stage(A1, A2) as on:
         on.shelf.heads = {A1: ("label", "mood"), A2: ("label",)}
