@@ -317,3 +317,22 @@ def test_settings_of_the_control_channel_that_do_not_go_together_are_told(
 ) -> None:
     told = problems(**{f"DARKROOM_CONTROL__{name}": value for name, value in control.items()})
     assert said in told
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "done"),
+    [
+        ("prefer-gpu", None, "cpu"),
+        ("prefer-gpu", "leave", "leave"),
+        ("require-gpu", None, "exit"),
+        ("require-gpu", "cpu", "exit"),
+        ("require-gpu", "leave", "leave"),
+    ],
+)
+def test_where_a_gpu_is_required_its_loss_is_never_made_up_for_by_the_cpu(
+    policy: str, asked: str | None, done: str
+) -> None:
+    environ = {"DARKROOM_ENGINE__POLICY": policy}
+    if asked is not None:
+        environ["DARKROOM_ENGINE__ON_GPU_LOSS"] = asked
+    assert load_settings(environ=environ).settings.engine.gpu_loss == done
