@@ -29,6 +29,7 @@ class Host:
         """Take note of what now serves records."""
         self._pipeline, self._membership, self._bound = pipeline, membership, bound
         membership.on_left = lambda: self.hold(self._action)
+        membership.on_devices = self.applied
         self.hold(self._action)
         self.applied()
 

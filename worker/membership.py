@@ -57,6 +57,8 @@ class Membership:
         self.leaving = False
         """While a drain is under way: what came in now would be given up, and served again."""
         self.on_left: Callable[[], None] = lambda: None
+        self.on_devices: Callable[[], None] = lambda: None
+        """Is called while other engines may serve than did, as the devices are."""
         self._unready_since_s: float | None = None
         self._joining_since_s: float | None = None
         self._joined_once = False
@@ -133,10 +135,11 @@ class Membership:
             self._metrics.set_device_state(device.uuid, device.state)
             if device.state is not DeviceState.GPU_OK:
                 amiss.append(f"{device.uuid} is {device.state}, because: {device.why}")
+        before = self._state.notes.pop("devices", None)
         if amiss:
             self._state.notes["devices"] = "; ".join(amiss)
-        else:
-            self._state.notes.pop("devices", None)
+        if amiss or before is not None:  # each time: what then serves loads meanwhile
+            self.on_devices()
         statuses = self._registry.describe().values()
         lost = next((status.lost for status in statuses if status.lost is not None), None)
         if lost is not None and self._exit_on_loss:

@@ -55,6 +55,9 @@ class Group:
     def on_left(self) -> None:
         """Is set by the host."""
 
+    def on_devices(self) -> None:
+        """Is set by the host."""
+
     def hold(self, action: Action | None) -> None:
         self.told = action
 
@@ -116,6 +119,9 @@ def test_what_may_be_in_flight_follows_what_is_loaded(bench: Bench) -> None:
     bench.registry.capacity_rows = 64
     bench.host.applied()
     assert bench.bound.floor == 4 * 64
+    bench.registry.capacity_rows = 16
+    bench.group.on_devices()
+    assert bench.bound.floor == 4 * 16, "the CPU serves"
 
 
 def test_a_hold_that_came_before_the_connection_holds_from_the_first_record_on(

@@ -293,8 +293,10 @@ async def test_a_device_is_shown_by_its_state_and_a_note_says_what_is_amiss() ->
             "darkroom_device_state", {"device": "GPU-1", "state": state}
         )
 
+    told: list[float | None] = []
+    watched.membership.on_devices = lambda: told.append(shown("cpu_fallback"))
     await watched.look(10)
-    assert (shown("gpu_ok"), watched.state.notes) == (1.0, {})
+    assert (shown("gpu_ok"), watched.state.notes, told) == (1.0, {}, [])
     for _ in range(3):
         device.failed("CUDA failure 700")
     await watched.look(11)
@@ -302,5 +304,5 @@ async def test_a_device_is_shown_by_its_state_and_a_note_says_what_is_amiss() ->
     assert watched.state.notes == {"devices": "GPU-1 is cpu_fallback, because: CUDA failure 700"}
     assert watched.state.is_ready, "the CPU serves"
     watched.registry.devices = {"GPU-1": Device("GPU-1", to_cpu=True)}
-    await watched.look(12)
-    assert watched.state.notes == {}
+    await watched.look(12, 13)
+    assert (watched.state.notes, told) == ({}, [1.0, None])

@@ -116,11 +116,13 @@ class Dispatcher:
         self._pump()
         self._flush()
 
-    def detach(self, port: Port, held: Collection[int], why: str) -> bool:
+    def detach(
+        self, port: Port, held: Collection[int], why: str, *, by_device: bool = False
+    ) -> bool:
         """Take back what an engine had not finished: it has gone.
 
-        `held`: the rows that its lanes were working on, by the page of progress words. Return
-        whether a record was convicted of its end.
+        `held`: the rows that its lanes were working on, by the page of progress words; `by_device`:
+        it ended by its device's fault, which convicts no record. Return whether one was convicted.
         """
         feed, convicted = self._feeds.pop(port, None), self.convicted
         if feed is None:
@@ -134,8 +136,10 @@ class Dispatcher:
         innocent = [(row, job) for row, job in inside.items() if row not in self._suspects]
         if alone is None:
             self._guilt.suspect(suspects)
+        elif suspects and by_device:
+            self._guilt.excused(alone)
         elif suspects:
-            self._failed_alone(alone, feed, f"the engine ended ({why})")
+            self._failed_alone(alone, f"the engine ended ({why})")
         elif alone in self._guilt.suspects:
             self._suspects[alone] = inside[alone]
             innocent.clear()
@@ -162,11 +166,6 @@ class Dispatcher:
         self._observe(self._ref, message)
         self._pump()
         self._flush()
-
-    def troubled(self, port: Port) -> None:
-        """Note that an engine's device failed: what it fails at now convicts no record."""
-        if port in self._feeds:
-            self._feeds[port].troubled = True
 
     async def drained(self, deadline_s: float) -> None:
         """Wait until no job is left, no longer than this."""
@@ -228,16 +227,12 @@ class Dispatcher:
                 self._judge_by(feed)  # should it be the engine that fails, it must show
             return
         alone, self._alone = self._alone, None
-        self._failed_alone(alone, feed, retries[0].message)
-        if feed.troubled or self._guilt.engine_suspected:
-            why = "its device fails" if feed.troubled else "it fails at every record"
-            feed.engine.port.condemn(why)
+        self._failed_alone(alone, retries[0].message)
+        if self._guilt.engine_suspected:
+            feed.engine.port.condemn("it fails at every record")
             feed.closed, self._judge = True, None
 
-    def _failed_alone(self, row: int, feed: Feed, why: str) -> None:
-        if feed.troubled:
-            self._guilt.excused(row)
-            return
+    def _failed_alone(self, row: int, why: str) -> None:
         job = self._suspects[row]
         others = bool(self._waiting) or len(self._suspects) > 1
         if not self._guilt.failed_alone(row, others=others):
@@ -284,7 +279,7 @@ class Dispatcher:
     def _try_alone(self) -> None:
         """Run one suspect, or a witness, with nothing else in the engine: so guilt is certain."""
         judge = self._judge
-        if judge is None or (judge.closed and not judge.inside):
+        if judge is None or (judge.closed and self._alone is None):
             able = [feed for feed in self._feeds.values() if not feed.closed]
             if not able:
                 self._judge = None

@@ -56,8 +56,6 @@ class Feed:
     served: bool = False
     closed: bool = False
     """It is given nothing more."""
-    troubled: bool = False
-    """Its device failed since the last row was given to it alone."""
 
     def give(self, row: int, job: Job, *, alone: bool = False) -> None:
         """Give it a job: `alone` at once and with nothing else, else with the next message."""
@@ -66,8 +64,6 @@ class Feed:
         self.inside_bytes += size_bytes
         self.group.append(Row(row, job.image, alone))
         self.group_bytes += size_bytes
-        if alone:
-            self.troubled = False
         if alone or len(self.group) == _GROUP_ROWS or self.group_bytes >= _GROUP_BYTES:
             self.send()
 

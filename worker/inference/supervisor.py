@@ -35,7 +35,7 @@ _RELOAD_FLOOR_S = 60.0
 _RELOADS = 10
 """Where a load hangs that took so much less time before, the device does."""
 _PASSING = {"oom", "suspect"}
-"""Trouble that an engine may have helped itself out of: what it serves afterwards shows it."""
+"""Trouble that an engine lived through: it made its batches smaller, or proved itself anew."""
 _SLOW = "its runs became far slower than when it was warmed"
 
 _log = structlog.get_logger()
@@ -97,7 +97,7 @@ class Supervisor:
         self._stopping = False
         self._stuck: frozenset[int] = frozenset()
         self._trouble: Trouble | None = None
-        """What the engine there is, or the last one, said of its device."""
+        """What the engine there is, or the last one, will have ended of."""
         self._pace = Pace({})
         self._restarts = 0
         self._reason: str | None = None
@@ -209,7 +209,7 @@ class Supervisor:
                 if guilty or time.monotonic() - engine.started_s > _SERVED_WELL_S:
                     self._backoff.reset()
                 if not guilty:
-                    self._blame(engine)
+                    self._blame()
             engine = await self._again()
             self._begin(engine)
             self._on_engine(None)
@@ -219,11 +219,10 @@ class Supervisor:
         self._pace = Pace(engine.loaded.service_ms)
         self._dispatcher.attach(self._attached(engine))
 
-    def _blame(self, engine: Engine) -> None:
+    def _blame(self) -> None:
         """Tell the device, or whoever answers for the version, that an engine has ended."""
         device, trouble = self._device, self._trouble
-        shrank = trouble is not None and trouble.kind == "oom" and engine.condemned is None
-        if device is None or trouble is None or shrank:
+        if device is None or trouble is None:
             self._on_engine(self._reason)
         else:
             device.failed(trouble.message, suspect=trouble.kind == "suspect")
@@ -244,7 +243,8 @@ class Supervisor:
                 how = await engine.destroy()
             finally:  # also when that was cancelled: what it had must be seen again
                 self._ended(engine, f"{why}: {how}", len(held))
-                guilty = self._dispatcher.detach(engine, held, how)
+                by_device = self._device is not None and self._trouble is not None
+                guilty = self._dispatcher.detach(engine, held, how, by_device=by_device)
         return guilty
 
     def _ended(self, engine: Engine, why: str, held: int) -> None:
@@ -261,8 +261,6 @@ class Supervisor:
             match message:
                 case Outcomes():
                     self._dispatcher.outcomes(engine, message)
-                    if message.done and self._trouble and self._trouble.kind in _PASSING:
-                        self._trouble = None
                     self._compare(engine, message)
                 case Trouble():
                     self._troubled(engine, message)
@@ -272,8 +270,8 @@ class Supervisor:
                     raise ChannelError(f"an engine that sends {type(message).__name__}")
 
     def _troubled(self, engine: Engine, trouble: Trouble) -> None:
-        self._trouble = trouble
-        self._dispatcher.troubled(engine)
+        if trouble.kind not in _PASSING:
+            self._trouble = trouble
         _log.warning(
             "engine.trouble", model=str(self._spec.ref), pid=engine.pid, kind=trouble.kind,
             why=trouble.message, device=self._spec.device,
@@ -284,7 +282,7 @@ class Supervisor:
         if self._device is None or not message.batch_size or engine.condemned is not None:
             return
         if self._pace.jumped(message.batch_size, message.run_ms):
-            self._troubled(engine, Trouble("suspect", _SLOW))
+            self._trouble = Trouble("suspect", _SLOW)
             engine.condemn(_SLOW)
 
     async def _watch(self, engine: Engine) -> None:
@@ -323,6 +321,8 @@ class Supervisor:
     def _refused(self, error: DarkroomError | OSError) -> None:
         answer = answer_to(error)
         if answer is None:
+            if self._device is not None:
+                self._device.given_up()
             raise error
         self._reason = str(error)
         _log.error("engine.refused", model=str(self._spec.ref), why=str(error), answer=answer.value)

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -181,11 +181,7 @@ class Pool:
         life = self.lives[port]
         sick = life in world.sick_lives
         if chance.random() < self.failing:
-            work.troubled(port)
-            if chance.random() < 0.5:
-                work.outcomes(port, raised(*rows))
-            else:
-                self.bury(port, rows)
+            self.bury(port, rows if chance.random() < 0.5 else (), by_device=True)
         elif bad := [row for row in rows if name(row) in world.corrupt]:
             work.outcomes(port, broken(*bad))
             port.rows += [row for row in rows if row not in bad]
@@ -201,9 +197,9 @@ class Pool:
         else:
             work.outcomes(port, done(*rows))
 
-    def bury(self, port: Port, held: tuple[Row, ...] | list[Row]) -> None:
+    def bury(self, port: Port, held: Sequence[Row], *, by_device: bool = False) -> None:
         del self.lives[port]
-        self.work.detach(port, {row.id for row in held}, "SIGSEGV")
+        self.work.detach(port, {row.id for row in held}, "SIGSEGV", by_device=by_device)
         self.begin()
 
 

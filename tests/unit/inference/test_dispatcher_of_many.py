@@ -181,8 +181,7 @@ def test_two_engines_that_raise_both_have_their_rows_tried_by_one() -> None:
     assert ends.count() == {"Predicted": 8}
 
 
-@pytest.mark.parametrize("ends_it", [True, False])
-def test_nobody_is_convicted_of_what_a_device_fails_at(*, ends_it: bool) -> None:
+def test_nobody_is_convicted_of_what_a_device_fails_at() -> None:
     ends = Ends()
     work, port = dispatcher(ends), Port()
     work.attach(attached(port, window=4))
@@ -195,29 +194,12 @@ def test_nobody_is_convicted_of_what_a_device_fails_at(*, ends_it: bool) -> None
         while port.names != [victim]:
             work.outcomes(port, done(*port.take()))
             work.submit(jobs(100 + len(ends.of)))
-        work.troubled(port)
-        if not ends_it:
-            work.outcomes(port, raised(*port.take()))
-            assert port.condemned == "its device fails"
-        assert not work.detach(port, held(port, 1), "it said sticky and ended")
+        assert not work.detach(port, held(port, 1), "it said sticky", by_device=True)
     assert ends.convicted == set()
     port = Port()
     work.attach(attached(port))
     serve(work, port)
     assert ends.count() == {"Predicted": len(ends.of)}
-
-
-def test_a_device_that_failed_once_excuses_only_what_runs_then() -> None:
-    ends = Ends()
-    work, port = dispatcher(ends), Port()
-    work.attach(attached(port))
-    work.submit(jobs(0, 1, 2))
-    work.troubled(port)
-    work.outcomes(port, raised(*port.take()))
-    work.outcomes(port, done(*port.take()))
-    row = port.rows[0]
-    work.outcomes(port, raised(*port.take()))
-    assert name(row) in ends.convicted
 
 
 def test_a_judge_that_is_stopped_leaves_the_suspects_to_another() -> None:

@@ -16,7 +16,7 @@ from worker.inference import supervisor
 from worker.inference.device import Device
 from worker.inference.ladder import DeviceState
 from worker.protocol.channel import Channel
-from worker.protocol.messages import LoadFailed, Outcomes, Retry, Trouble
+from worker.protocol.messages import LoadFailed, Trouble
 from worker.protocol.page import Page, Phase
 
 
@@ -46,7 +46,6 @@ def troubled(kind: str, *, ends: bool = True) -> Script:
     [
         ("sticky", DeviceState.RESTARTING),
         ("init", DeviceState.RESTARTING),
-        ("suspect", DeviceState.SUSPECT),
     ],
 )
 async def test_an_end_that_the_device_is_at_fault_for_is_told_to_the_device(
@@ -86,22 +85,6 @@ async def test_an_engine_that_helped_itself_goes_on_and_its_end_has_another_caus
         assert states == []
 
 
-async def test_a_device_that_runs_out_of_memory_for_one_record_alone_is_at_fault() -> None:
-    def never_fits(channel: Channel, _: Page) -> None:
-        loads(channel)
-        for submit in submits(channel):
-            channel.send(Trouble("oom", "out of memory"))
-            retries = tuple(Retry(row.id, "the run raised Fail") for row in submit.rows)
-            channel.send(Outcomes((), (), retries, 0.0, 0.0, 0))
-
-    device, states = gpu()
-    async with started(never_fits, never_fits, serves, device=device) as stage:
-        stage.work.submit(jobs(1, 2))
-        await until(lambda: len(stage.ends.of) == 2)
-        assert stage.ends.count() == {"Predicted": 2}
-        assert states == [DeviceState.RESTARTING, DeviceState.GPU_OK] * 2
-
-
 async def test_a_crash_says_nothing_of_the_device() -> None:
     device, states = gpu()
     async with started(dies_of_first_row, serves, device=device) as stage:
@@ -117,10 +100,10 @@ async def test_what_loaded_before_and_does_not_now_is_the_devices_fault(kind: st
         channel.send(LoadFailed(kind, "golden.png says cat", None, None))
 
     device, states = gpu()
-    async with started(troubled("suspect"), refuses, serves, device=device) as stage:
+    async with started(troubled("sticky"), refuses, serves, device=device) as stage:
         stage.work.submit(jobs(1))
         await until(lambda: len(stage.ends.of) == 1)
-        assert states == [DeviceState.SUSPECT, DeviceState.RESTARTING, DeviceState.GPU_OK]
+        assert states == [DeviceState.RESTARTING, DeviceState.GPU_OK]
         assert stage.told == [None]
 
 
