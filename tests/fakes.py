@@ -12,7 +12,7 @@ from typing import Any
 from aiokafka import errors as kafka_errors
 
 from worker.errors import BrokerUnavailable
-from worker.inference.dispatcher import Job
+from worker.inference.feed import Job
 from worker.kafka.consumer import Ownership
 from worker.kafka.ledger import Outgoing
 from worker.models.router import RoutingTable
@@ -149,6 +149,8 @@ class FakeRegistry:
     def __init__(self, table: RoutingTable) -> None:
         self.table = table
         self.ready = True
+        self.devices: dict[str, Any] = {}
+        self.statuses: dict[Any, Any] = {}
         self.problems: tuple[str, ...] = ()
         self.submitted: list[Job] = []
 
@@ -159,7 +161,7 @@ class FakeRegistry:
         return self.problems
 
     def describe(self) -> dict[Any, Any]:
-        return {}
+        return self.statuses
 
 
 def record_at(

@@ -21,7 +21,8 @@ from worker.errors import BrokerUnavailable
 from worker.fleet import Host
 from worker.inference.budget import budget_of
 from worker.inference.devices import Devices, devices_of
-from worker.inference.dispatcher import Finished, Job
+from worker.inference.dispatcher import Finished
+from worker.inference.feed import Job
 from worker.inference.process import spawn_process
 from worker.kafka.consumer import Consumer
 from worker.kafka.delivery import AtLeastOnce
@@ -130,9 +131,7 @@ class Worker:
         crew = _Crew(registry, host, agent, following)
         try:
             data_dir = self._settings.data_dir
-            async with Profiler(
-                data_dir, lambda: registry.supervisors, self._metrics, worker=self._id
-            ):
+            async with Profiler(data_dir, lambda: registry.engines, self._metrics, worker=self._id):
                 prepared = await self._unless_stopped(self._prepared(crew))
                 if prepared is None:
                     return 0  # stopped before anything was taken in
@@ -179,6 +178,7 @@ class Worker:
             self._state,
             self._metrics,
             drain_deadline_s=settings.shutdown.drain_deadline_s,
+            exit_on_loss=settings.engine.gpu_loss == "exit",
         )
         crew.host.serving(pipeline, membership, bound)
         settle_memory()

@@ -95,12 +95,22 @@ class EngineSettings(Section):
     max_temperature_c: Annotated[float, Field(gt=0, le=150)] = 85.0
     max_memory_used_pct: Annotated[float, Field(gt=0, le=100)] = 90.0
     """A GPU at or above one of these when the worker starts is not used."""
+    on_gpu_loss: Literal["cpu", "leave", "exit"] = "cpu"
+    """What a worker does whose devices were all lost: see `gpu_loss`."""
+    instances_per_device: Annotated[int, Field(ge=1, le=64)] = 1
+    """Engines of each version on each device, or on the CPU."""
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     watchdog_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     session: dict[str, str] = {}
     """ONNX Runtime session options under ONNX Runtime's own names."""
     provider_options: dict[str, dict[str, str]] = {}
     """Execution provider -> its options; both under ONNX Runtime's own names."""
+
+    @property
+    def gpu_loss(self) -> Literal["cpu", "leave", "exit"]:
+        """`on_gpu_loss`; where a GPU is required the CPU never serves, and `cpu` means `exit`."""
+        required = self.policy.startswith("require-") and self.on_gpu_loss == "cpu"
+        return "exit" if required else self.on_gpu_loss
 
 
 class LimitsSettings(Section):

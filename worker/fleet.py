@@ -84,6 +84,7 @@ class Host:
             models=models,
             provider=status.provider if status else None,
             device=status.device if status else None,
+            devices={uuid: device.state.value for uuid, device in registry.devices.items()},
             lag=self._membership.lag if self._membership else None,
             in_flight=self._bound.records if self._bound else 0,
         )

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from worker.control.messages import Action
-from worker.errors import BrokerRefused, BrokerUnavailable
+from worker.errors import BrokerRefused, BrokerUnavailable, DeviceError
+from worker.inference.ladder import DeviceState
 from worker.kafka.consumer import Consumer
 from worker.kafka.owned import Owned
 from worker.models.registry import Registry
@@ -28,7 +29,11 @@ log = structlog.get_logger(__name__)
 
 
 class Membership:
-    """Models warm -> join; no model to be had for long -> leave, so that others take over."""
+    """Models warm -> join; no model to be had for long -> leave, so that others take over.
+
+    A worker that lost its devices, and may not serve on the CPU, leaves at once, and joins again
+    when one is back; `exit_on_loss`: it ends instead.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Membership:
         metrics: Metrics,
         *,
         drain_deadline_s: float,
+        exit_on_loss: bool = False,
     ) -> None:
         self._consumer = consumer
         self._owned = owned
@@ -46,6 +52,7 @@ class Membership:
         self._state = state
         self._metrics = metrics
         self._drain_deadline_s = drain_deadline_s
+        self._exit_on_loss = exit_on_loss
         self._hold: Action | None = None
         self.leaving = False
         """While a drain is under way: what came in now would be given up, and served again."""
@@ -82,19 +89,25 @@ class Membership:
             await asyncio.sleep(_LOOK_S if self._consumer.member else _LOOK_S / 4)
 
     async def look(self, now_s: float) -> None:
-        """Look once, and do what follows. Raises BrokerRefused when the brokers refuse us."""
+        """Look once, and do what follows.
+
+        Raises BrokerRefused when the brokers refuse us, DeviceError when a loss ends the worker.
+        """
         self._look_at_models(now_s)
         self.on_look()
+        lost = self._look_at_devices()
         drained = self._hold is Action.DRAIN
         if not self._consumer.member:
             if self._registry.ready and not drained:
                 await self._join()
         elif drained:
             await self._drained()
+        elif lost is not None:
+            log.warning("leaving the group: the devices were lost", why=lost)
+            await self._leave()
         elif self._unready_since_s is not None and now_s - self._unready_since_s > _LEAVE_AFTER_S:
             log.warning("leaving the group: no model can be served", seconds=_LEAVE_AFTER_S)
-            await self._owned.revoked(0.0)
-            await self._consumer.leave()
+            await self._leave()
         if self._consumer.joined:
             self._state.ready("group")
         else:
@@ -110,6 +123,26 @@ class Membership:
         await self._consumer.leave()
         self.leaving = False
         self.on_left()
+
+    async def _leave(self) -> None:
+        await self._owned.revoked(0.0)
+        await self._consumer.leave()
+
+    def _look_at_devices(self) -> str | None:
+        """Show the devices; return why none can serve any more, nor the CPU for them."""
+        amiss = []
+        for device in self._registry.devices.values():
+            self._metrics.set_device_state(device.uuid, device.state)
+            if device.state is not DeviceState.GPU_OK:
+                amiss.append(f"{device.uuid} is {device.state}, because: {device.why}")
+        self._state.notes.pop("devices", None)
+        if amiss:
+            self._state.notes["devices"] = "; ".join(amiss)
+        statuses = self._registry.describe().values()
+        lost = next((status.lost for status in statuses if status.lost is not None), None)
+        if lost is not None and self._exit_on_loss:
+            raise DeviceError(f"all devices were lost, and engine.on_gpu_loss is exit: {lost}")
+        return lost
 
     def _look_at_models(self, now_s: float) -> None:
         if self._registry.ready:

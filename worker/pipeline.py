@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from worker.errors import RecordFault, RecordSkipped
-from worker.inference.dispatcher import Finished, Job
+from worker.inference.dispatcher import Finished
+from worker.inference.feed import Job
 from worker.kafka.consumer import Consumer
 from worker.kafka.ledger import Entry, Outgoing
 from worker.kafka.outbox import Outbox

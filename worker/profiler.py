@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -43,7 +43,7 @@ class Profiler:
     def __init__(
         self,
         data_dir: Path,
-        engines: Callable[[], Mapping[ModelRef, Engine]],
+        engines: Callable[[], Sequence[tuple[ModelRef, Engine]]],
         metrics: Metrics,
         *,
         worker: str,
@@ -114,7 +114,7 @@ class Profiler:
         before, engines = self._waits(), self._engines()
         async with asyncio.TaskGroup() as group:
             tasks = []
-            for number, (ref, engine) in enumerate(engines.items()):
+            for number, (ref, engine) in enumerate(engines):
                 file = str(folder / f"{number}.json")
                 ask = StartProfile(seconds, f"engine {ref}", file, kernels)
                 tasks.append(group.create_task(_recorded(engine, ask)))

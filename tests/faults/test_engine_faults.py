@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,10 +24,13 @@ from worker.control.messages import settings_state
 from worker.control.reconciler import Reconciler
 from worker.control.wanted import wanted
 from worker.errors import EngineFault, ModelError
+from worker.inference.backoff import Backoff
 from worker.inference.budget import Budget
-from worker.inference.dispatcher import Job
+from worker.inference.devices import DeviceChoice, Devices
+from worker.inference.feed import Job
+from worker.inference.ladder import DeviceState
 from worker.inference.process import spawn_process
-from worker.inference.supervisor import Backoff, Status
+from worker.inference.status import Status
 from worker.models.options import Listeners, RegistryOptions
 from worker.models.registry import Registry
 from worker.models.repository import Repository
@@ -60,13 +64,13 @@ def repository(tmp_path: Path) -> Path:
 
 
 def registry_of(
-    repository: Path, ends: Ends, *, failpoint: str | None = None, watchdog_s: float | None = None
+    repository: Path, ends: Ends, *, failpoint: str | None = None, **changes: Any
 ) -> Registry:
     options = RegistryOptions.of(Settings(), failpoint=failpoint)
     return Registry(
         Repository(repository, cache=None, seen_file=None),
         BUDGET,
-        options=options._replace(policy="cpu", watchdog_s=watchdog_s),
+        options=options._replace(policy="cpu")._replace(**changes),
         spawn=spawn_process,
         tell=Listeners(ends, lambda _: None, lambda _ref, _message: None),
         metrics=Metrics(),
@@ -75,9 +79,9 @@ def registry_of(
 
 @asynccontextmanager
 async def serving(
-    repository: Path, ends: Ends, *, failpoint: str | None = None, watchdog_s: float | None = None
+    repository: Path, ends: Ends, *, failpoint: str | None = None, **changes: Any
 ) -> AsyncIterator[Registry]:
-    registry = registry_of(repository, ends, failpoint=failpoint, watchdog_s=watchdog_s)
+    registry = registry_of(repository, ends, failpoint=failpoint, **changes)
     try:
         want = wanted(settings_state({"light": "1"}, "light"), "", {})
         assert (await Reconciler(registry, max_loaded=3).apply(want)).failures == ()
@@ -304,3 +308,48 @@ async def test_an_engine_does_not_outlive_a_killed_worker(repository: Path) -> N
         worker.kill()
         gone, _ = psutil.wait_procs([engine], timeout=2.0)
     assert gone == [engine]
+
+
+async def test_of_several_engines_one_may_die_while_the_others_serve(repository: Path) -> None:
+    ends = Ends()
+    async with serving(repository, ends, instances=2) as registry:
+        assert len(engines()) == 2
+        for first in range(0, 3000, 100):
+            registry.submit([job(offset) for offset in range(first, first + 100)])
+        await until(lambda: len(ends.of) > 200)
+        os.kill(engines()[0].pid, signal.SIGKILL)
+        await until(lambda: len(ends.of) == 3000)
+        assert ends.count() == {"Predicted": 3000}
+        await until(lambda: len(engines()) == 2 and status(registry).restarts == 1)
+
+
+async def test_of_several_engines_one_convicts_the_record_that_kills_them(
+    repository: Path,
+) -> None:
+    ends = Ends()
+    async with serving(
+        repository, ends, failpoint=f"before_run=kill@{MARK}", instances=2
+    ) as registry:
+        registry.submit([job(offset, marked=offset == 17) for offset in range(60)])
+        await until(lambda: len(ends.of) == 60)
+        assert ends.convicted == {17}
+        assert ends.count() == {"Predicted": 59, "record.poison": 1}
+
+
+async def test_for_a_gpu_that_is_gone_when_engines_start_the_cpu_serves_and_says_so(
+    repository: Path,
+) -> None:
+    ends = Ends()
+    gone = Devices((DeviceChoice("GPU-00000000-dead-beef", "a GPU"),))
+    async with serving(repository, ends, policy="prefer-gpu", devices=gone) as registry:
+        registry.submit([job(offset) for offset in range(60)])
+        await until(lambda: len(ends.of) == 60)
+        assert ends.count() == {"Predicted": 60}
+        made_by = {end.outcome.engine for end in ends.of.values()}  # type: ignore[union-attr]  # all are predicted
+        assert {(stamp.provider, stamp.fallback) for stamp in made_by} == {
+            ("CPUExecutionProvider", True)
+        }
+        (device,) = registry.devices.values()
+        await until(lambda: device.state is DeviceState.CPU_FALLBACK)
+        assert "engine.policy is require-gpu, but" in (device.why or "")
+        assert registry.ready

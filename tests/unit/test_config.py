@@ -364,3 +364,22 @@ def test_a_profile_fills_in_what_is_not_given_and_says_so(write: Write) -> None:
     assert origins["batch.max_wait_ms"] == f"{file}:1"
     assert origins["batch.slo_ms"] == "profile throughput"
     assert origins["batch.min_size"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "done"),
+    [
+        ("prefer-gpu", None, "cpu"),
+        ("prefer-gpu", "leave", "leave"),
+        ("require-gpu", None, "exit"),
+        ("require-gpu", "cpu", "exit"),
+        ("require-gpu", "leave", "leave"),
+    ],
+)
+def test_where_a_gpu_is_required_its_loss_is_never_made_up_for_by_the_cpu(
+    policy: str, asked: str | None, done: str
+) -> None:
+    environ = {"DARKROOM_ENGINE__POLICY": policy}
+    if asked is not None:
+        environ["DARKROOM_ENGINE__ON_GPU_LOSS"] = asked
+    assert load_settings(environ=environ).settings.engine.gpu_loss == done

@@ -9,7 +9,8 @@ from tests.fakes import FakeRegistry
 from worker.control.answers import Ack, Answer
 from worker.control.messages import Action
 from worker.fleet import Host
-from worker.inference.supervisor import Status
+from worker.inference.device import Device
+from worker.inference.status import Status
 from worker.kafka.ledger import Bound
 from worker.models.router import Pin, Routes, RoutingTable
 from worker.telemetry.health import State
@@ -100,6 +101,13 @@ def test_an_answer_says_what_is_served_and_on_what(bench: Bench) -> None:
     assert (ack.provider, ack.device, ack.lag) == ("CPUExecutionProvider", "cpu-x86_64", 12)
 
 
+def test_an_answer_says_what_each_gpu_is_good_for(bench: Bench) -> None:
+    assert bench.host.vitals(ACK).devices == {}
+    bench.registry.devices = {"GPU-1": Device("GPU-1", to_cpu=True)}
+    bench.registry.devices["GPU-1"].failed("CUDA failure 700")
+    assert bench.host.vitals(ACK).devices == {"GPU-1": "restarting"}
+
+
 def test_before_there_is_a_connection_to_kafka_it_is_starting(bench: Bench) -> None:
     ack = bench.host.vitals(ACK)
     assert (ack.state, ack.lag, ack.in_flight) == ("starting", None, 0)
@@ -112,6 +120,9 @@ def test_what_may_be_in_flight_follows_what_is_loaded(bench: Bench) -> None:
     bench.registry.capacity_rows = 64
     bench.group.on_look()
     assert bench.bound.floor == 4 * 64
+    bench.registry.capacity_rows = 16
+    bench.group.on_look()
+    assert bench.bound.floor == 4 * 16, "the CPU serves"
 
 
 def test_a_hold_that_came_before_the_connection_holds_from_the_first_record_on(

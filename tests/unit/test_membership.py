@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeBroker, FakeConsumer, FakeRegistry
+from tests.unit.inference.jobs import REF
 from tests.unit.kafka.delivering import P0, P1, Rig
 from worker.control.messages import Action
-from worker.errors import BrokerRefused, BrokerUnavailable
+from worker.errors import BrokerRefused, BrokerUnavailable, DeviceError
+from worker.inference.device import Device
+from worker.inference.status import Status
 from worker.membership import Membership
 from worker.models.router import RoutingTable
 from worker.telemetry.health import State
@@ -18,7 +21,7 @@ from worker.telemetry.health import State
 class Watched:
     """A membership over fakes, looked at by hand."""
 
-    def __init__(self, *, partitions: int = 1) -> None:
+    def __init__(self, *, partitions: int = 1, exit_on_loss: bool = False) -> None:
         self.rig = Rig(partitions=partitions, commit_interval_s=60, floor=100)
         self.registry = FakeRegistry(RoutingTable("digits", {}))
         self.state = State()
@@ -32,6 +35,7 @@ class Watched:
             self.state,
             self.rig.metrics,
             drain_deadline_s=5.0,
+            exit_on_loss=exit_on_loss,
         )
 
     @property
@@ -258,3 +262,53 @@ async def test_it_looks_again_and_again_until_it_is_cancelled(
         await watched.membership.run()
     assert watched.consumer.calls == ["join"]
     assert all(math.isclose(seconds, 1.0) for seconds in pauses)
+
+
+def status(lost: str | None) -> Status:
+    return Status("down", None, None, None, None, 1, 0, 0, 0, 0, None, lost)
+
+
+async def test_a_worker_that_lost_its_devices_leaves_at_once_and_joins_when_one_is_back() -> None:
+    watched = Watched()
+    await watched.look(10)
+    watched.registry.ready = False
+    watched.registry.statuses = {REF: status("GPU-1: CUDA failure 999")}
+    await watched.look(11, 12)
+    assert watched.consumer.calls == ["join", "leave"]
+    watched.registry.ready = True
+    watched.registry.statuses = {REF: status(None)}
+    await watched.look(13)
+    assert watched.consumer.calls == ["join", "leave", "join"]
+
+
+async def test_where_a_loss_ends_the_worker_it_says_which_device_was_lost() -> None:
+    watched = Watched(exit_on_loss=True)
+    watched.registry.statuses = {REF: status(None)}
+    await watched.look(10)
+    watched.registry.statuses = {REF: status("GPU-1: CUDA failure 999")}
+    with pytest.raises(DeviceError, match=r"on_gpu_loss is exit: GPU-1: CUDA failure 999") as lost:
+        await watched.look(11)
+    assert lost.value.exit_code == 4
+
+
+async def test_a_device_is_shown_by_its_state_and_a_note_says_what_is_amiss() -> None:
+    watched = Watched()
+    device = Device("GPU-1", to_cpu=True)
+    watched.registry.devices = {"GPU-1": device}
+
+    def shown(state: str) -> float | None:
+        return watched.rig.metrics.registry.get_sample_value(
+            "darkroom_device_state", {"device": "GPU-1", "state": state}
+        )
+
+    await watched.look(10)
+    assert (shown("gpu_ok"), watched.state.notes) == (1.0, {})
+    for _ in range(3):
+        device.failed("CUDA failure 700")
+    await watched.look(11)
+    assert (shown("gpu_ok"), shown("cpu_fallback")) == (None, 1.0)
+    assert watched.state.notes == {"devices": "GPU-1 is cpu_fallback, because: CUDA failure 700"}
+    assert watched.state.is_ready, "the CPU serves"
+    watched.registry.devices = {"GPU-1": Device("GPU-1", to_cpu=True)}
+    await watched.look(12, 13)
+    assert watched.state.notes == {}

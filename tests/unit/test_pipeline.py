@@ -14,7 +14,8 @@ from tests.fakes import FakeRegistry, eventually, record_at
 from tests.unit.kafka.delivering import P0, Rig
 from tests.unit.kafka.test_results import PREDICTED
 from worker.errors import RecordFault, RecordSkipped
-from worker.inference.dispatcher import Finished, Job
+from worker.inference.dispatcher import Finished
+from worker.inference.feed import Job
 from worker.kafka.envelope import parse
 from worker.kafka.outbox import Outbox
 from worker.kafka.resolve import Resolver

@@ -50,7 +50,7 @@ class Lab:
     def __init__(self, data_dir: Path, problem: str | None = None) -> None:
         metrics = Metrics()
         self.engine = FakeEngine(metrics, problem)
-        self.engines = {REF: self.engine}
+        self.engines = [(REF, self.engine)]
         self.profiler = Profiler(data_dir, lambda: self.engines, metrics, worker="w-1")
         self.path = socket_of(data_dir, os.getpid())
         Stages(metrics).observe(Stop.DISPATCH, [100.0])

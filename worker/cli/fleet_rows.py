@@ -122,6 +122,7 @@ def _worker(ack: Ack, reason: str | None) -> dict[str, Any]:
         "models": {name: _use(use) for name, use in ack.models.items()},
         "provider": ack.provider,
         "device": ack.device,
+        "devices": dict(ack.devices),
         "lag": ack.lag,
         "in_flight": ack.in_flight,
         "reason": reason,
@@ -154,6 +155,7 @@ def _unreadable(worker: str, why: str) -> dict[str, Any]:
         "models": {},
         "reason": why,
         "labels": {},
+        "devices": {},
     }
 
 
@@ -161,11 +163,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     models = [_model_cell(name, use) for name, use in row["models"].items()]
     provider = (row["provider"] or "").removesuffix("ExecutionProvider")
     device = row["device"] or ""
+    amiss = sorted({state for state in row["devices"].values() if state != "gpu_ok"})
     return (
         row["id"],
         row["state"],
         ", ".join(models) or "-",
-        " ".join(dict.fromkeys(filter(None, (provider, device)))) or "-",
+        " ".join(dict.fromkeys(filter(None, (provider, device, *amiss)))) or "-",
         *("-" if row[name] is None else str(row[name]) for name in ("generation", "lag")),
         "-" if row["in_flight"] is None else str(row["in_flight"]),
         row["answer"] or "-",

@@ -9,23 +9,22 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 
 from worker.config_sections import ControlSettings
-from worker.control.answers import Ack, Answer, Code, encode_ack
-from worker.control.channel import Members
-from worker.control.documents import parse_ack
+from worker.control.answers import Ack, Answer, Code, better_off, encode_ack
+from worker.control.documents import readable_acks
 from worker.control.judge import Known, Missing, New, Refused, Same, judge
 from worker.control.memory import Memory
-from worker.control.messages import Action, DesiredState, Phase, digest, encode_state
+from worker.control.messages import DesiredState, Phase, digest, encode_state
+from worker.control.ports import Host, Port
 from worker.control.presence import Presence
 from worker.control.reconciler import Reconciler, Report
 from worker.control.rollout import step
 from worker.control.wanted import wanted
-from worker.errors import ControlUnavailable, StateError
+from worker.errors import ControlUnavailable
 
 BEAT_S = 5.0
 TTL_S = 15.0
@@ -45,42 +44,6 @@ class Identity(NamedTuple):
     worker: str
     build: str
     """Its release."""
-
-
-class Port(Protocol):
-    """What the agent needs of the control channel; all but `watch` raise ControlUnavailable."""
-
-    async def read(self) -> bytes | None: ...
-
-    async def write(
-        self, document: bytes, *, expected: int | None, command: str, by: str
-    ) -> bool: ...
-
-    async def announce(self, worker: str, ack: bytes, *, ttl_s: float) -> None: ...
-
-    async def depart(self, worker: str) -> None: ...
-
-    async def members(self) -> Members: ...
-
-    async def watch(self, wake: Callable[[], None]) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
-class Host(Protocol):
-    """What the agent tells, and asks of, the worker that it is part of."""
-
-    def vitals(self, ack: Ack) -> Ack:
-        """Return the answer with what only the worker knows: state, models, device, lag."""
-
-    def hold(self, action: Action | None) -> None:
-        """Take no records (pause), leave the group too (drain), or serve (None)."""
-
-    def applied(self) -> None:
-        """Versions or limits may have changed."""
-
-    def unreachable(self, why: str | None) -> None:
-        """Be told why the control channel does not answer; None: it does."""
 
 
 class Agent:
@@ -122,6 +85,8 @@ class Agent:
         self._retry_at_s = 0.0
         self._said: tuple[Answer, str | None] | None = None
         self._presence = Presence(holds_s=TTL_S, beat_s=BEAT_S)
+        self._warned = False
+        """Of GPUs that others have."""
         self._complaints: set[str] = set()
         """Of Redis, that were logged."""
         self.started = asyncio.Event()
@@ -199,7 +164,7 @@ class Agent:
         return remembered
 
     async def _others_know(self) -> bool:
-        acks = _readable((await self._channel.members()).acks, self._fleet)
+        acks = readable_acks((await self._channel.members()).acks, self._fleet)
         return any(ack.observed is not None for ack in acks.values())
 
     async def _look(self) -> None:
@@ -208,6 +173,7 @@ class Agent:
             self._host.unreachable(None)
             await self._heed(data)
             await self._step()
+            await self._look_around()
         except ControlUnavailable as error:
             self._unreachable(error)
         failed = self._report is not None and self._report.failures
@@ -254,7 +220,7 @@ class Agent:
         ):
             return
         now_ms, acks = await self._channel.members()
-        members = _readable(acks, self._fleet)
+        members = readable_acks(acks, self._fleet)
         whole = self._presence.whole(members, time.monotonic())
         following = step(state, members, now_ms)
         if following is None or following.rollout is None:
@@ -270,6 +236,17 @@ class Agent:
         )
         if written:
             self._take(following)
+
+    async def _look_around(self) -> None:
+        """Warn once when this worker fell back to the CPU and others of the fleet have a GPU."""
+        ack = self._ack()
+        if "cpu_fallback" not in ack.devices.values():
+            self._warned = False
+        elif not self._warned:
+            members = readable_acks((await self._channel.members()).acks, self._fleet)
+            if others := better_off(ack, members):
+                self._warned = True
+                _log.warning("device.others-have-gpus", others=others, devices=dict(ack.devices))
 
     def _take(self, state: DesiredState) -> None:
         """Begin to be what the state says; what only an older one wanted is given up."""
@@ -378,17 +355,6 @@ class Agent:
 def _known(state: DesiredState) -> Known:
     assert state.generation is not None
     return Known(state.epoch, state.generation, digest(state), encode_state(state))
-
-
-def _readable(acks: Mapping[str, bytes], fleet: str) -> dict[str, Ack]:
-    """Return the answers that can be read: what others put there must not stop a rollout."""
-    found = {}
-    for worker, data in acks.items():
-        with contextlib.suppress(StateError):
-            ack = parse_ack(data)
-            if ack.fleet == fleet:
-                found[worker] = ack
-    return found
 
 
 async def _event(event: asyncio.Event, timeout_s: float) -> None:

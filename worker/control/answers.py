@@ -103,6 +103,8 @@ class Ack(NamedTuple):
     models: Mapping[str, ModelUse] = {}
     provider: str | None = None
     device: str | None = None
+    devices: Mapping[str, str] = NOTHING
+    """UUIDs of the GPUs that it was given -> what each is good for (`inference.ladder`)."""
     lag: int | None = None
     in_flight: int = 0
     build: str = ""
@@ -116,6 +118,14 @@ def encode_ack(ack: Ack) -> bytes:
         "schema": ACK_SCHEMA,
         **ack._asdict(),
         "labels": dict(ack.labels),
+        "devices": dict(ack.devices),
         "models": {name: use._asdict() for name, use in ack.models.items()},
     }
     return orjson.dumps(document)
+
+
+def better_off(ack: Ack, others: Mapping[str, Ack]) -> tuple[str, ...]:
+    """Return which others still have a GPU, where this worker lost its own and serves without."""
+    if "cpu_fallback" not in ack.devices.values() or "gpu_ok" in ack.devices.values():
+        return ()
+    return tuple(worker for worker, other in others.items() if "gpu_ok" in other.devices.values())

@@ -4,6 +4,7 @@ By hand, proven equal to `schemas/desired.v1` and `schemas/ack.v1`; beyond those
 names must be in it. Must not know where the bytes come from, nor what a worker makes of them.
 """
 
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -84,7 +85,15 @@ _ACK_NULLABLE = (
     "device",
     "lag",
 )
-_ACK_OPTIONAL = (*_ACK_NULLABLE, "labels", "models", "in_flight", "build", "sent_at_ms")
+_ACK_OPTIONAL = (
+    *_ACK_NULLABLE,
+    "labels",
+    "models",
+    "devices",
+    "in_flight",
+    "build",
+    "sent_at_ms",
+)
 _USE_NULLABLE = ("active", "pinned", "state")
 _USE_OPTIONAL = ("loaded", "pinned", "reload", "state")
 
@@ -115,6 +124,17 @@ def parse_ack(data: bytes) -> Ack:
     ack = _ack(reader, document)
     _finish(reader, "answer")
     return ack
+
+
+def readable_acks(acks: Mapping[str, bytes], fleet: str) -> dict[str, Ack]:
+    """Return the answers of a fleet that can be read: what others put there must stop nothing."""
+    found = {}
+    for worker, data in acks.items():
+        with contextlib.suppress(StateError):
+            ack = parse_ack(data)
+            if ack.fleet == fleet:
+                found[worker] = ack
+    return found
 
 
 def _load(data: bytes, what: str) -> Any:
@@ -292,6 +312,7 @@ def _ack(reader: Reader, document: Any) -> Ack:
         ),
         provider=text("provider"),
         device=text("device"),
+        devices=read_texts(reader, members["devices"], "devices", empty=True),
         lag=number("lag", 0),
         in_flight=read_count(reader, members["in_flight"], "in_flight"),
         build=_maybe_empty(reader, members["build"], "build"),

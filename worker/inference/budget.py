@@ -21,7 +21,7 @@ _DECODE_FLOOR_BYTES = 256 << 20
 
 
 class Share(NamedTuple):
-    """What one engine may use."""
+    """What one version, or one engine of it, may use."""
 
     lanes: int
     decode_bytes: int
@@ -47,6 +47,11 @@ class Budget(NamedTuple):
         """
         lanes = self.lanes // models + (index < self.lanes % models)
         return Share(max(1, lanes), max(self.largest_bytes, self.decode_bytes // models))
+
+    def split(self, share: Share, engines: int) -> tuple[Share, ...]:
+        """Return the parts of a version's share for each of its engines, as `share` parts it."""
+        own = self._replace(lanes=share.lanes, decode_bytes=share.decode_bytes)
+        return tuple(own.share(engines, engine) for engine in range(engines))
 
 
 def budget_of(settings: Settings) -> Budget:

@@ -45,6 +45,8 @@ class EngineSpec(NamedTuple):
     """Age of a lane's work above which it hangs; None: by the measured service times."""
     device: str | None = None
     """UUID of the GPU that it is given; None: it sees none, whatever the policy."""
+    fallback: bool = False
+    """It serves for a device that was lost."""
 
 
 class Engine:
@@ -61,7 +63,9 @@ class Engine:
         self._profiled: asyncio.Future[Profiled] | None = None
 
     @classmethod
-    async def start(cls, spec: EngineSpec, spawn: Spawn) -> Self:
+    async def start(
+        cls, spec: EngineSpec, spawn: Spawn, *, deadline_s: float = LOAD_DEADLINE_S
+    ) -> Self:
         """Start an engine and load its version.
 
         Raises ModelError, DeviceError or SettingsError as the engine reports, EngineFault when it
@@ -82,7 +86,7 @@ class Engine:
             undo.pop_all()
         try:
             channel.send(spec.load)
-            async with asyncio.timeout(LOAD_DEADLINE_S):
+            async with asyncio.timeout(deadline_s):
                 return cls(peer, channel, page, _loaded(await channel.receive()))
         except EngineFault:
             how = await _end(peer, channel, page)
@@ -91,7 +95,7 @@ class Engine:
             peer.kill()
             how = await _end(peer, channel, page)
             raise EngineFault(
-                f"the engine of {spec.ref} did not load within {LOAD_DEADLINE_S:g} s: {how}"
+                f"the engine of {spec.ref} did not load within {deadline_s:g} s: {how}"
             ) from None
         except BaseException:
             peer.kill()

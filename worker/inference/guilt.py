@@ -7,10 +7,13 @@ own. So an engine, a device or a model that fails at everything makes nobody gui
 first record on, from some moment on, or now and then.
 
 When no suspect has passed, the witness is a record that was not suspected; it runs alone, first.
+
+Several engines may serve the version; rows run alone on one of them, the judge. A failure of any
+engine wants another witness: two engines of one device are lost together.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LAST_RESORT_ENGINES = 3
 """Engines that a record must fail alone to be guilty when there is no other record at all: each
@@ -24,9 +27,8 @@ FAILURES_TO_REPLACE = 3
 class _Case:
     alone: int = 0
     """How often it failed alone."""
-    engines: int = 0
-    """How many engines it failed alone."""
-    last_engine: int = 0
+    engines: set[int] = field(default_factory=set)
+    """The engines that it failed alone."""
 
 
 class Guilt:
@@ -34,9 +36,14 @@ class Guilt:
 
     def __init__(self) -> None:
         self._cases: dict[int, _Case] = {}
-        self._engine = 0
+        self._judge = 0
         self._proven = False
         self._in_a_row = 0
+
+    @property
+    def proven(self) -> bool:
+        """The judge has served another record, and nothing has failed since."""
+        return self._proven
 
     @property
     def suspects(self) -> tuple[int, ...]:
@@ -50,17 +57,20 @@ class Guilt:
 
     @property
     def engine_suspected(self) -> bool:
-        """This engine failed at several rows alone, and none passed."""
+        """The judge failed at several rows alone, and none passed."""
         return self._in_a_row >= FAILURES_TO_REPLACE
 
-    def engine_started(self) -> None:
-        """Another engine has loaded and proved itself on the golden samples."""
-        self._engine += 1
+    def judged_by(self, engine: int) -> None:
+        """Tell on which engine rows run alone from now on, by a number of its own.
+
+        It proved itself on the golden samples when it loaded.
+        """
+        self._judge = engine
         self._proven = False
         self._in_a_row = 0
 
     def passed(self, rows: Iterable[int]) -> None:
-        """Tell that these rows were served."""
+        """Tell that the judge served these rows, each alone."""
         self._proven = True
         self._in_a_row = 0
         if self._cases:
@@ -87,13 +97,16 @@ class Guilt:
         self._in_a_row += 1
         case = self._cases.setdefault(row, _Case())
         case.alone += 1
-        if case.last_engine != self._engine:
-            case.last_engine = self._engine
-            case.engines += 1
-        guilty = witnessed or (not others and case.engines >= LAST_RESORT_ENGINES)
+        case.engines.add(self._judge)
+        guilty = witnessed or (not others and len(case.engines) >= LAST_RESORT_ENGINES)
         if guilty:
             del self._cases[row]
         return guilty
+
+    def excused(self, row: int) -> None:
+        """Tell that a row failed alone by its device's fault: evidence of nothing, others first."""
+        self._proven = False
+        self._cases.setdefault(row, _Case()).alone += 1
 
     def next_alone(self, witness: int | None) -> int:
         """Return which row to run alone now: a suspect, or the witness that is offered.

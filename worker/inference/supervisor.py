@@ -1,19 +1,25 @@
-"""Keeps one engine alive for one model version: starts, watches, buries and starts again."""
+"""Keeps one engine alive for one model version: starts, watches, buries and starts again.
+
+Whose fault an engine's end was decides who hears of it: its device, or its version.
+"""
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import structlog
 
-from worker.errors import ChannelError, DarkroomError
-from worker.inference.dispatcher import Attached, Dispatcher
-from worker.inference.engines import Engine, EngineSpec
+from worker.errors import ChannelError, DarkroomError, DeviceError
+from worker.inference.backoff import Backoff
+from worker.inference.device import Device
+from worker.inference.dispatcher import Dispatcher
+from worker.inference.engines import LOAD_DEADLINE_S, Engine, EngineSpec
 from worker.inference.faults import answer_to
+from worker.inference.feed import Attached
+from worker.inference.pace import Pace
 from worker.inference.process import Spawn
+from worker.inference.status import Status
 from worker.inference.window import Window
 from worker.protocol.messages import (
     Loaded,
@@ -32,57 +38,28 @@ _WATCHDOG_RUNS = 20
 _LOOKS_PER_WATCHDOG = 10
 _SERVED_WELL_S = 60.0
 """An engine that lived so long ends the back-off."""
-_MAX_DELAY_S = 30.0
+_RELOAD_FLOOR_S = 60.0
+_RELOADS = 10
+"""Where a load hangs that took so much less time before, the device does."""
+_PASSING = {"oom", "suspect"}
+"""Trouble that an engine lived through: it made its batches smaller, or proved itself anew."""
+_SLOW = "its runs became far slower than when it was warmed"
 
 _log = structlog.get_logger()
-
-
-class Backoff:
-    """Seconds to wait before the next engine: 0, 1, 2, 4 ... 30, each with up to a half less."""
-
-    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
-        self._jitter = jitter
-        self._failures = 0
-
-    def reset(self) -> None:
-        self._failures = 0
-
-    def next_s(self) -> float:
-        """Return how long to wait after one more failure."""
-        self._failures += 1
-        if self._failures == 1:
-            return 0.0
-        return min(_MAX_DELAY_S, 2.0 ** min(self._failures - 2, 10)) * (1 - self._jitter() / 2)
-
-
-class Status(NamedTuple):
-    """What there is to say of a version's engine."""
-
-    state: str
-    """`loading`, `serving`, `suspecting` (records run alone), `down` (waits before the next)."""
-    pid: int | None
-    sha256: str | None
-    """Of the model's weights."""
-    provider: str | None
-    device: str | None
-    lanes: int
-    max_size: int
-    in_flight: int
-    restarts: int
-    convicted: int
-    reason: str | None
-    """Why it is down, or why the last engine ended."""
 
 
 OnEngine = Callable[[str | None], None]
 """Is told None when another engine is warm, and the reason when one ended or did not load.
 
-Not of ends that were asked for, nor of those that a record was convicted of.
+Not of ends that were asked for, nor of those that a record was convicted of or a device at fault.
 """
 
 
 class Supervisor:
-    """One model version's engine and its dispatcher. `start`, then `stop`."""
+    """One engine of a model version. `start` (or `keep_trying`), then `stop`.
+
+    `device`: where it runs, shared with the other engines there; None: no device was chosen.
+    """
 
     def __init__(
         self,
@@ -91,12 +68,14 @@ class Supervisor:
         *,
         spawn: Spawn,
         on_engine: OnEngine,
+        device: Device | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         self._spec = spec
         self._dispatcher = dispatcher
         self._spawn = spawn
         self._on_engine = on_engine
+        self._device = device
         self._backoff = backoff or Backoff()
         self._engine: Engine | None = None
         self._loaded: Loaded | None = None
@@ -105,12 +84,11 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._stuck: frozenset[int] = frozenset()
+        self._trouble: Trouble | None = None
+        """What the engine there is, or the last one, will have ended of."""
+        self._pace = Pace({})
         self._restarts = 0
         self._reason: str | None = None
-
-    @property
-    def dispatcher(self) -> Dispatcher:
-        return self._dispatcher
 
     @property
     def pid(self) -> int | None:
@@ -172,12 +150,22 @@ class Supervisor:
         Raises ModelError, DeviceError, SettingsError, EngineFault or OSError: the version cannot be
         served.
         """
-        engine = await self._load()
-        # Those that follow are in a hurry: records wait for them.
-        self._spec = self._spec._replace(load=self._spec.load._replace(quiet=False))
+        device = self._device
+        if device is not None and not device.usable:
+            raise DeviceError(f"{device.uuid} is out of use: {device.why}")
+        try:
+            engine = await self._load(LOAD_DEADLINE_S)
+        except DeviceError as error:
+            if device is not None:
+                device.failed(str(error))
+            raise
         self._begin(engine)
-        name = f"engine {self._spec.ref}"
-        self._task = asyncio.create_task(self._run(engine), name=name)
+        self._go_on(engine)
+
+    def keep_trying(self, why: str | None) -> None:
+        """Begin without an engine, and start one as soon as it can be had; `why` it cannot now."""
+        self._reason = why
+        self._go_on(None)
 
     def set_limits(self, limits: Limits) -> None:
         """Replace the limits, in this engine and in those that follow it."""
@@ -194,7 +182,8 @@ class Supervisor:
     async def stop(self, deadline_s: float) -> None:
         """Let the engine finish what it has, then end it; after the deadline kill it."""
         self._stopping = True
-        self._dispatcher.close()
+        if self._engine is not None:
+            self._dispatcher.close(self._engine)
         if self._task is None:
             return
         if self._engine is not None:
@@ -205,32 +194,44 @@ class Supervisor:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        # It may have been cancelled while it buried an engine, and so not have told of its end.
-        self._dispatcher.detach((), "it was stopped")
 
-    async def _run(self, engine: Engine) -> None:
+    def _go_on(self, engine: Engine | None) -> None:
+        # Those that follow are in a hurry: records wait for them.
+        self._spec = self._spec._replace(load=self._spec.load._replace(quiet=False))
+        name = f"engine {self._spec.ref}"
+        self._task = asyncio.create_task(self._run(engine), name=name)
+
+    async def _run(self, engine: Engine | None) -> None:
         while True:
-            convicted = self._dispatcher.convicted
-            served_s = await self._serve(engine)
-            if self._stopping:
-                return
-            guilty = self._dispatcher.convicted > convicted
-            if served_s > _SERVED_WELL_S or guilty:
-                self._backoff.reset()
-            if not guilty:
-                self._on_engine(self._reason)
+            if engine is not None:
+                guilty = await self._serve(engine)
+                if self._stopping:
+                    return
+                if guilty or time.monotonic() - engine.started_s > _SERVED_WELL_S:
+                    self._backoff.reset()
+                if not guilty:
+                    self._blame()
             engine = await self._again()
             self._begin(engine)
             self._on_engine(None)
 
     def _begin(self, engine: Engine) -> None:
-        self._engine, self._stuck = engine, frozenset()
+        self._engine, self._stuck, self._trouble = engine, frozenset(), None
+        self._pace = Pace(engine.loaded.service_ms)
         self._dispatcher.attach(self._attached(engine))
 
-    async def _serve(self, engine: Engine) -> float:
-        """Serve until the engine ends, bury it, return how many seconds it served."""
+    def _blame(self) -> None:
+        """Tell the device, or whoever answers for the version, that an engine has ended."""
+        device, trouble = self._device, self._trouble
+        if device is None or trouble is None:
+            self._on_engine(self._reason)
+        else:
+            device.failed(trouble.message, suspect=trouble.kind == "suspect")
+
+    async def _serve(self, engine: Engine) -> bool:
+        """Serve until the engine ends, bury it, return whether a record was convicted of it."""
         watch = asyncio.create_task(self._watch(engine), name=f"watchdog {self._spec.ref}")
-        why = "it closed its channel"
+        why, held, how = "it closed its channel", frozenset[int](), "it was stopped"
         try:
             await self._receive(engine)
         except ChannelError as error:
@@ -238,32 +239,52 @@ class Supervisor:
         finally:
             watch.cancel()
             self._engine = None
-            held = self._stuck or engine.held()
-            how = await engine.destroy()
-        served_s = time.monotonic() - engine.started_s
-        if not self._stopping:
-            self._reason = f"{why}: {how}"
-            _log.error(
-                "engine.ended", model=str(self._spec.ref), pid=engine.pid, why=self._reason,
-                held=len(held), served_s=round(served_s, 1),
-            )  # fmt: skip
-        self._dispatcher.detach(held, how)
-        return served_s
+            try:
+                held = self._stuck or engine.held()
+                how = await engine.destroy()
+            finally:  # also when that was cancelled: what it had must be seen again
+                self._ended(engine, f"{why}: {how}", len(held))
+                by_device = self._device is not None and self._trouble is not None
+                guilty = self._dispatcher.detach(engine, held, how, by_device=by_device)
+        return guilty
+
+    def _ended(self, engine: Engine, why: str, held: int) -> None:
+        if self._stopping:
+            return
+        self._reason = why
+        _log.error(
+            "engine.ended", model=str(self._spec.ref), pid=engine.pid, why=why, held=held,
+            served_s=round(time.monotonic() - engine.started_s, 1),
+        )  # fmt: skip
 
     async def _receive(self, engine: Engine) -> None:
         while (message := await engine.receive()) is not None:
             match message:
                 case Outcomes():
-                    self._dispatcher.outcomes(message)
-                case Trouble(kind, why):
-                    _log.warning(
-                        "engine.trouble", model=str(self._spec.ref), pid=engine.pid, kind=kind,
-                        why=why,
-                    )  # fmt: skip
+                    self._dispatcher.outcomes(engine, message)
+                    self._compare(engine, message)
+                case Trouble():
+                    self._troubled(engine, message)
                 case Stopped():
                     return
                 case _:
                     raise ChannelError(f"an engine that sends {type(message).__name__}")
+
+    def _troubled(self, engine: Engine, trouble: Trouble) -> None:
+        if trouble.kind not in _PASSING:
+            self._trouble = trouble
+        _log.warning(
+            "engine.trouble", model=str(self._spec.ref), pid=engine.pid, kind=trouble.kind,
+            why=trouble.message, device=self._spec.device,
+        )  # fmt: skip
+
+    def _compare(self, engine: Engine, message: Outcomes) -> None:
+        """Replace an engine whose device has become far slower: it is loaded, and proven, anew."""
+        if self._device is None or not message.batch_size or engine.condemned is not None:
+            return
+        if self._pace.jumped(message.batch_size, message.run_ms):
+            self._trouble = Trouble("suspect", _SLOW)
+            engine.condemn(_SLOW)
 
     async def _watch(self, engine: Engine) -> None:
         """Kill the engine when one of its lanes hangs: a heartbeat would go on meanwhile."""
@@ -275,32 +296,55 @@ class Supervisor:
         engine.condemn(f"a lane was at the same work for more than {watchdog_s:g} s")
 
     async def _again(self) -> Engine:
-        """Start engines, each after its back-off, until one has loaded."""
+        """Start engines, each after its back-off and when its device may be tried, until one loads.
+
+        It has loaded before: whoever is at fault now, it may pass. What cannot be served waits, the
+        worker is not ready and says why.
+        """
+        load_s = self._loaded.load_ms / 1e3 if self._loaded else LOAD_DEADLINE_S
+        deadline_s = min(LOAD_DEADLINE_S, max(_RELOAD_FLOOR_S, _RELOADS * load_s))
         while True:
             await asyncio.sleep(self._backoff.next_s())
+            if self._device is not None:
+                await self._device.admitted()
             try:
-                engine = await self._load()
+                engine = await self._load(deadline_s)
             except (DarkroomError, OSError) as error:
-                answer = answer_to(error)
-                if answer is None:
-                    raise
-                # It has loaded before: whoever is at fault now, it may pass. What cannot be
-                # served waits, the worker is not ready and says why.
-                self._reason = str(error)
-                _log.error(
-                    "engine.refused", model=str(self._spec.ref), why=str(error), answer=answer.value
-                )
-                self._on_engine(self._reason)
+                self._refused(error)
+            except BaseException:
+                if self._device is not None:
+                    self._device.given_up()
+                raise
             else:
                 self._restarts += 1
                 return engine
 
-    async def _load(self) -> Engine:
+    def _refused(self, error: DarkroomError | OSError) -> None:
+        answer = answer_to(error)
+        if answer is None:
+            if self._device is not None:
+                self._device.given_up()
+            raise error
+        self._reason = str(error)
+        _log.error("engine.refused", model=str(self._spec.ref), why=str(error), answer=answer.value)
+        if self._device is None:
+            self._on_engine(self._reason)
+        elif isinstance(error, OSError):  # no process, no file: not by the device
+            self._device.given_up()
+            self._on_engine(self._reason)
+        else:
+            self._device.failed(self._reason)
+
+    async def _load(self, deadline_s: float) -> Engine:
         began_s, spec = time.monotonic(), self._spec
-        engine = await Engine.start(spec, self._spawn)
-        if self._spec != spec:
+        if self._dispatcher.served:  # others serve meanwhile
+            spec = spec._replace(load=spec.load._replace(quiet=True))
+        engine = await Engine.start(spec, self._spawn, deadline_s=deadline_s)
+        if self._spec.load.limits != spec.load.limits:
             engine.set_limits(self._spec.load.limits)
         self._loaded = engine.loaded
+        if self._device is not None:
+            self._device.loaded()
         _log.info(
             "engine.loaded", model=str(self._spec.ref), pid=engine.pid,
             provider=engine.loaded.provider, lanes=self._spec.load.lanes,
@@ -320,13 +364,18 @@ class Supervisor:
             _log.warning("engine.nodes_elsewhere", model=str(self._spec.ref), nodes=nodes)
 
     def _attached(self, engine: Engine) -> Attached:
-        loaded, ref = engine.loaded, self._spec.ref
-        self._window = Window(2 * self._spec.load.lanes, cap=loaded.max_size)
+        spec, loaded, ref = self._spec, engine.loaded, self._spec.ref
+        self._window = Window(2 * spec.load.lanes, cap=loaded.max_size)
         return Attached(
             engine,
             self._window,
-            ModelStamp(ref.name, ref.version, loaded.sha256, self._spec.load.manifest_sha256),
-            EngineStamp(loaded.provider, loaded.device, loaded.precision, loaded.fallback),
+            ModelStamp(ref.name, ref.version, loaded.sha256, spec.load.manifest_sha256),
+            EngineStamp(
+                loaded.provider,
+                loaded.device,
+                loaded.precision,
+                spec.fallback or loaded.fallback,
+            ),
         )
 
     def _watchdog_s(self, engine: Engine) -> float:

@@ -1,4 +1,4 @@
-"""One version's place in this worker: its jobs, its breaker, and its engine while it has one.
+"""One version's place in this worker: its jobs, its breaker, and its engines while it has any.
 
 Its jobs outlive engines: what waits here waits for the next one.
 """
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from worker.errors import DarkroomError, EngineFault
 from worker.inference.dispatcher import Dispatcher
-from worker.inference.supervisor import Supervisor
+from worker.inference.pool import Pool
 from worker.models.breaker import Breaker, BreakerState
 from worker.models.repository import Version
 from worker.types import ModelRef
@@ -53,7 +53,7 @@ class Berth:
         """As it was loaded last."""
         self.found: Version | None = None
         """What the repository keeps for us on this disk."""
-        self.supervisor: Supervisor | None = None
+        self.pool: Pool | None = None
         self.number = 0
         """The reload under which the engine was loaded."""
         self.loaded_s = 0.0
@@ -81,7 +81,7 @@ class Berth:
     @property
     def loaded(self) -> bool:
         """Whether it has an engine, also one that is being replaced after a fault."""
-        return self.supervisor is not None and self.ending is None
+        return self.pool is not None and self.ending is None
 
     @property
     def in_flight(self) -> int:
@@ -97,7 +97,7 @@ class Berth:
         """Whether another record must not come here now, if there is somewhere else to go."""
         state = self.state
         if state is BreakerState.HALF_OPEN:
-            return self.trial or (self.supervisor is not None and not self.supervisor.up)
+            return self.trial or (self.pool is not None and not self.pool.up)
         return state is BreakerState.OPEN
 
     @property
@@ -117,13 +117,13 @@ class Berth:
 
     def let_go(self) -> None:
         """Let its files be evicted, unless an engine has them, or somebody is about to load it."""
-        if self.found is not None and self.supervisor is None and not self._keepers:
+        if self.found is not None and self.pool is None and not self._keepers:
             found, self.found = self.found, None
             self._release(found)
 
-    def begin(self, supervisor: Supervisor, version: Version, number: int) -> None:
+    def begin(self, pool: Pool, version: Version, number: int) -> None:
         """Take note that an engine of it serves from now on."""
-        self.supervisor, self.version, self.number = supervisor, version, number
+        self.pool, self.version, self.number = pool, version, number
         self.ending = None
         if self.role is Role.HELD:  # somebody wants it again
             self.role = Role.ASKED
@@ -131,7 +131,7 @@ class Berth:
         self._changed(self)
 
     def on_engine(self, why: str | None) -> None:
-        """Hear of its supervisor that another engine is warm (None), or why one was lost."""
+        """Hear of its pool that another engine is warm (None), or why one was lost."""
         if why is None:
             self._changed(self)
         else:
@@ -140,7 +140,7 @@ class Berth:
     def failed(self, error: DarkroomError) -> None:
         """Count a failure: an engine lost, or one that did not load."""
         self.error = error
-        self.trial = self.trial and self.supervisor is None  # then it can still go elsewhere
+        self.trial = self.trial and self.pool is None  # then it can still go elsewhere
         now_s = self._clock_s()
         before = self.breaker.state(now_s)
         self.breaker.failed(now_s)

@@ -14,7 +14,7 @@ import structlog
 from worker.errors import ModelError
 from worker.inference.budget import own_bytes
 from worker.inference.dispatcher import Dispatcher
-from worker.inference.supervisor import Supervisor
+from worker.inference.pool import Pool
 from worker.models.berth import Berth, Role
 from worker.models.room import Room, expected_bytes
 from worker.types import ModelRef
@@ -32,7 +32,10 @@ _log = structlog.get_logger()
 
 
 class Berths:
-    """The berths by their version. `ended` is told of each that has lost its engine for good."""
+    """The berths by their version. `ended` is told of each that has lost its engines for good.
+
+    `engines`: how many a version has.
+    """
 
     def __init__(
         self,
@@ -41,13 +44,15 @@ class Berths:
         make: Callable[[ModelRef], Berth],
         ended: Callable[[Berth], None],
         clock_s: Callable[[], float],
+        engines: int = 1,
     ) -> None:
         self._room = room
+        self._engines = engines
         self._make = make
         self._ended = ended
         self._clock_s = clock_s
         self._berths: dict[ModelRef, Berth] = {}
-        self._stopping: dict[asyncio.Task[None], Supervisor] = {}
+        self._stopping: dict[asyncio.Task[None], Pool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()
         self._crash: BaseException | None = None
@@ -69,13 +74,13 @@ class Berths:
 
     def forget(self, berth: Berth) -> None:
         """Forget a version, unless something is still going on with it."""
-        if berth.supervisor is None and not berth.in_use:
+        if berth.pool is None and not berth.in_use:
             berth.let_go()
             self._berths.pop(berth.ref, None)
 
     @property
-    def loaded(self) -> dict[ModelRef, Supervisor]:
-        return {b.ref: b.supervisor for b in self if b.supervisor is not None and b.loaded}
+    def loaded(self) -> dict[ModelRef, Pool]:
+        return {b.ref: b.pool for b in self if b.pool is not None and b.loaded}
 
     @property
     def problem(self) -> str | None:
@@ -99,17 +104,17 @@ class Berths:
         With `hurry`, only what is inside the engine: what waits here goes on waiting.
         """
         if berth.loaded:
-            assert berth.supervisor is not None
-            berth.seen_bytes = own_bytes(berth.supervisor.pid or 0)
-            berth.ending = self.retire(berth, berth.supervisor, berth.dispatcher, hurry=hurry)
+            assert berth.pool is not None
+            berth.seen_bytes = sum(map(own_bytes, berth.pool.pids))
+            berth.ending = self.retire(berth, berth.pool, berth.dispatcher, hurry=hurry)
 
     def retire(
-        self, berth: Berth, supervisor: Supervisor, dispatcher: Dispatcher, *, hurry: bool
+        self, berth: Berth, pool: Pool, dispatcher: Dispatcher, *, hurry: bool
     ) -> asyncio.Task[None]:
         """End an engine; what its dispatcher then still has goes to the berth's own."""
-        stopping = self._stop(berth, supervisor, dispatcher, hurry=hurry)
+        stopping = self._stop(berth, pool, dispatcher, hurry=hurry)
         task = self.start(stopping, f"end {berth.ref}")
-        self._stopping[task] = supervisor
+        self._stopping[task] = pool
         return task
 
     async def ended(self, berth: Berth, *, hurry: bool = False) -> None:
@@ -155,29 +160,27 @@ class Berths:
         for task in self._tasks - self._stopping.keys():
             task.cancel()
         async with asyncio.TaskGroup() as group:
-            for supervisor in self.loaded.values():
-                group.create_task(supervisor.stop(deadline_s))
+            for pool in self.loaded.values():
+                group.create_task(pool.stop(deadline_s))
             if stopping := tuple(self._stopping):
                 group.create_task(_wait(stopping, deadline_s))
-        for task, supervisor in tuple(self._stopping.items()):
+        for task, pool in tuple(self._stopping.items()):
             task.cancel()
-            await supervisor.stop(0.0)
+            await pool.stop(0.0)
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._berths.clear()
 
-    async def _stop(
-        self, berth: Berth, supervisor: Supervisor, dispatcher: Dispatcher, *, hurry: bool
-    ) -> None:
+    async def _stop(self, berth: Berth, pool: Pool, dispatcher: Dispatcher, *, hurry: bool) -> None:
         try:
             if not hurry:
                 await dispatcher.drained(_DRAIN_S)
-            await supervisor.stop(_DRAIN_S)
+            await pool.stop(_DRAIN_S)
         finally:  # whatever came of it, nobody must wait for this end for ever
             if berth.dispatcher is not dispatcher:
                 berth.dispatcher.submit(dispatcher.withdraw(suspects=True))
-            if berth.supervisor is supervisor:
-                berth.supervisor = None
+            if berth.pool is pool:
+                berth.pool = None
                 berth.ending = None
                 berth.let_go()
         self._ended(berth)
@@ -191,13 +194,14 @@ class Berths:
             _log.error("registry.failed", task=task.get_name(), exc_info=error)
 
     def _lack(self, berth: Berth, files_bytes: int) -> str | None:
-        running = [b.supervisor for b in self if b.supervisor is not None and b.ending is None]
+        running = [b.pool for b in self if b.pool is not None and b.ending is None]
         running += self._stopping.values()
         alike = [b for b in self if b.ref.name == berth.ref.name]
-        pids_alike = [b.supervisor.pid or 0 for b in alike if b.supervisor is not None]
-        measured = [*(b.seen_bytes for b in alike), *map(own_bytes, pids_alike)]
-        need_bytes = expected_bytes(files_bytes, measured)
-        pids = [supervisor.pid for supervisor in running if supervisor.pid is not None]
+        pools_alike = [b.pool for b in alike if b.pool is not None]
+        measured = [*(b.seen_bytes for b in alike)]
+        measured += [sum(map(own_bytes, pool.pids)) for pool in pools_alike]
+        need_bytes = expected_bytes(files_bytes, measured, engines=self._engines)
+        pids = [pid for pool in running for pid in pool.pids]
         return self._room.lack(need_bytes, len(running), pids)
 
     async def _look_again(self, others: Collection[Berth]) -> None:

@@ -5,7 +5,6 @@ trial then says whether it closes or opens again. It must not know what is tried
 """
 
 from enum import StrEnum
-from math import inf
 
 
 class BreakerState(StrEnum):
@@ -25,24 +24,12 @@ class Breaker:
         self._reset_timeout_s = reset_timeout_s
         self._in_a_row = 0
         self._opened_s: float | None = None
-        self._tried_s = -inf
-        """The last trial; when it opens anew, that is over before the next half-open time."""
 
     def state(self, now_s: float) -> BreakerState:
         if self._opened_s is None:
             return BreakerState.CLOSED
-        return BreakerState.HALF_OPEN if self._over(self._opened_s, now_s) else BreakerState.OPEN
-
-    def allows(self, now_s: float) -> bool:
-        """Tell whether to try now. Half open, a yes is the one trial: only ask to act on it.
-
-        A trial that nobody hears of again makes room for another after the same timeout.
-        """
-        state = self.state(now_s)
-        if state is BreakerState.HALF_OPEN and self._over(self._tried_s, now_s):
-            self._tried_s = now_s
-            return True
-        return state is BreakerState.CLOSED
+        over = now_s - self._opened_s >= self._reset_timeout_s
+        return BreakerState.HALF_OPEN if over else BreakerState.OPEN
 
     def passed(self) -> None:
         """Tell that it worked: closed, whatever was before."""
@@ -54,6 +41,3 @@ class Breaker:
         self._in_a_row += 1
         if self._in_a_row >= self._max_failures and self.state(now_s) is not BreakerState.OPEN:
             self._opened_s = now_s
-
-    def _over(self, since_s: float, now_s: float) -> bool:
-        return now_s - since_s >= self._reset_timeout_s

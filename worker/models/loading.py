@@ -1,78 +1,44 @@
-"""From a version's name to its warm engine: found, checked, room made, started; or why not.
+"""From a version's name to its warm engines: found, checked, room made, started; or why not.
 
-Loads of one version are shared, and one engine loads at a time. It must not know routes.
+Loads of one version are shared, and one version loads at a time. It must not know routes.
 """
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import structlog
 
 from worker.errors import DarkroomError, DeviceError, EngineFault, ModelError
 from worker.inference.budget import Share
+from worker.inference.device import Device
 from worker.inference.dispatcher import Dispatcher
 from worker.inference.engines import EngineSpec
+from worker.inference.pool import Pool, PoolSpec
 from worker.inference.process import Spawn
-from worker.inference.supervisor import Supervisor
 from worker.models.berth import Berth, Role
 from worker.models.berths import Berths
 from worker.models.breaker import BreakerState
-from worker.models.files import verify_files
-from worker.models.manifest import Manifest
+from worker.models.finding import Ask, Finder, Finding, Found
 from worker.models.options import RegistryOptions
 from worker.models.repository import Version
-from worker.models.room import files_bytes
 from worker.protocol.messages import Load
 from worker.telemetry.metrics import Metrics
 from worker.types import Limits, ModelRef
 
-_READERS = 4
-"""Reads of the repository at a time: they block for as long as its disk or network does."""
-
 _log = structlog.get_logger()
-
-
-class Finder(Protocol):
-    """What is needed of the model repository."""
-
-    def find(
-        self, ref: ModelRef, *, sha256: str | None, cancelled: Callable[[], bool]
-    ) -> Version: ...
-
-    def release(self, version: Version) -> None:
-        """Let go what was found, however often."""
 
 
 class Terms(NamedTuple):
     """What engines of a model are made by, asked each time."""
 
     limits: Callable[[str], Limits]
-    share: Callable[[str], Share]
+    shares: Callable[[str, int], tuple[Share, ...]]
+    """By a model's name and the number of engines: the share of each."""
     dispatcher: Callable[[Berth], Dispatcher]
     """Makes another dispatcher for a version."""
-
-
-class Ask(NamedTuple):
-    """What is asked of a load."""
-
-    sha256: str | None = None
-    """Of the manifest; None: whatever the repository has."""
-    number: int = 0
-    replaces: ModelRef | None = None
-    """The version whose heads it must offer, and which is not ended to make room."""
-    new_heads: bool = False
-    patient: bool = False
-    """Records wait for it: others give way when their turn is over."""
-
-
-class _Found(NamedTuple):
-    version: Version
-    files_bytes: int
+    devices: Mapping[str, Device]
+    """By their UUIDs; all versions share them."""
 
 
 class _UnderWay:
@@ -96,15 +62,13 @@ class Loader:
         terms: Terms,
         metrics: Metrics,
     ) -> None:
-        self._repository = repository
+        self._finding = Finding(repository, berths)
         self._berths = berths
         self._options = options
         self._spawn = spawn
         self._terms = terms
         self._metrics = metrics
         self._under_way: dict[tuple[ModelRef, bool], _UnderWay] = {}
-        # Not the loop's own: a disk that hangs would keep dead engines from being buried there.
-        self._readers = ThreadPoolExecutor(_READERS, "repository")
 
     async def load(self, berth: Berth, ask: Ask) -> None:
         """See to it that a version has an engine; when all who ask are cancelled nothing is left.
@@ -124,13 +88,13 @@ class Loader:
                 await asyncio.wait((task,))
         task.result()
         if berth.version is not None:
-            await self._check(berth.version, ask)
+            await self._finding.check(berth.version, ask)
 
     async def reload(self, berth: Berth, ask: Ask) -> None:
         """Replace the engine of a version; the old one serves until the new one is warm."""
         with berth.kept():
             self._refuse_open(berth)
-            found = await self._find(berth.ref, ask)
+            found = await self._finding.find(berth.ref, ask)
             async with self._berths.turn:
                 if berth.loaded and berth.number >= ask.number:
                     return
@@ -147,7 +111,7 @@ class Loader:
         """
         with berth.kept(), old.kept():
             self._refuse_open(berth)
-            found = await self._verified(berth.ref, ask)
+            found = await self._finding.verified(berth.ref, ask)
             async with self._berths.turn:
                 if await self._berths.settled(berth):
                     return
@@ -159,7 +123,7 @@ class Loader:
     async def verify(self, berth: Berth, ask: Ask) -> None:
         """Check a version as far as that goes without an engine. Raises ModelError."""
         with berth.kept():
-            await self._verified(berth.ref, ask)
+            await self._finding.verified(berth.ref, ask)
 
     async def close(self) -> None:
         """Cancel what is loading."""
@@ -168,7 +132,7 @@ class Loader:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._finding.close()
 
     def _join(self, berth: Berth, ask: Ask) -> _UnderWay:
         key = berth.ref, ask.patient
@@ -191,7 +155,7 @@ class Loader:
             if await self._berths.settled(berth):
                 return
             self._refuse_open(berth)
-            found = await self._find(berth.ref, ask)
+            found = await self._finding.find(berth.ref, ask)
             async with self._berths.turn:
                 if await self._berths.settled(berth):
                     return
@@ -206,7 +170,7 @@ class Loader:
                 )
                 await self._start(berth, found, ask)
 
-    async def _room_beside(self, berth: Berth, found: _Found, spared: Berth | None = None) -> bool:
+    async def _room_beside(self, berth: Berth, found: Found, spared: Berth | None = None) -> bool:
         """Make room for one engine more; say whether there is any. Raises if there must be."""
         vacant = spared is not None and not spared.loaded
         try:
@@ -217,7 +181,7 @@ class Loader:
             return False
         return True
 
-    async def _instead_of(self, old: Berth, berth: Berth, found: _Found, ask: Ask) -> None:
+    async def _instead_of(self, old: Berth, berth: Berth, found: Found, ask: Ask) -> None:
         old.stopped = True
         await self._berths.ended(old, hurry=True)
         try:
@@ -233,34 +197,38 @@ class Loader:
         try:
             await self._berths.make_room(old, 0, spared=None, patient=True)
             again = Ask(number=old.number, patient=True)
-            await self._start(old, _Found(old.version, 0), again)
+            await self._start(old, Found(old.version, 0), again)
         except DarkroomError as error:
             _log.error("model.not-restored", model=str(old.ref), why=str(error))
 
-    async def _start(self, berth: Berth, found: _Found, ask: Ask) -> None:
-        supervisor = await self._warm(berth, found, ask, berth.dispatcher)
-        berth.begin(supervisor, found.version, ask.number)
+    async def _start(self, berth: Berth, found: Found, ask: Ask) -> None:
+        pool = await self._warm(berth, found, ask, berth.dispatcher)
+        berth.begin(pool, found.version, ask.number)
 
-    async def _start_beside(self, berth: Berth, found: _Found, ask: Ask) -> None:
-        """Start another engine of a version; between two records it takes the old one's place."""
+    async def _start_beside(self, berth: Berth, found: Found, ask: Ask) -> None:
+        """Start other engines of a version; between two records they take the old ones' place."""
         dispatcher = self._terms.dispatcher(berth)
-        supervisor = await self._warm(berth, found, ask, dispatcher)
-        before, old = berth.supervisor if berth.loaded else None, berth.dispatcher
+        pool = await self._warm(berth, found, ask, dispatcher)
+        before, old = berth.pool if berth.loaded else None, berth.dispatcher
         berth.dispatcher = dispatcher
-        berth.begin(supervisor, found.version, ask.number)
+        berth.begin(pool, found.version, ask.number)
         dispatcher.submit(old.withdraw(suspects=before is None))
         if before is not None:
             self._berths.retire(berth, before, old, hurry=True)
 
-    async def _warm(
-        self, berth: Berth, found: _Found, ask: Ask, dispatcher: Dispatcher
-    ) -> Supervisor:
+    async def _warm(self, berth: Berth, found: Found, ask: Ask, dispatcher: Dispatcher) -> Pool:
         name = berth.ref.name
         spec = self._spec(found.version, quiet=not ask.patient and bool(self._berths.loaded))
-        supervisor = Supervisor(spec, dispatcher, spawn=self._spawn, on_engine=berth.on_engine)
+        pool = Pool(
+            spec,
+            dispatcher,
+            spawn=self._spawn,
+            on_engine=berth.on_engine,
+            devices=self._terms.devices,
+        )
         result = "refused"
         try:
-            await supervisor.start()
+            await pool.start()
             result = "loaded"
         except asyncio.CancelledError:
             result = "cancelled"
@@ -274,18 +242,39 @@ class Loader:
             raise
         finally:
             self._metrics.model_loads.labels(result).inc()
-        if (limits := self._terms.limits(name)) != spec.load.limits:
-            supervisor.set_limits(limits)
-        return supervisor
+        if (limits := self._terms.limits(name)) != spec.engines[0].load.limits:
+            pool.set_limits(limits)
+        return pool
 
-    def _spec(self, version: Version, *, quiet: bool) -> EngineSpec:
+    def _spec(self, version: Version, *, quiet: bool) -> PoolSpec:
+        """Return an engine for each device and instance, and those that may serve on the CPU."""
         name, options = version.ref.name, self._options
-        share = self._terms.share(name)
+        engines = []
+        for share, device in zip(
+            self._terms.shares(name, options.engines),
+            (uuid for uuid in options.uuids or (None,) for _ in range(options.instances)),
+            strict=True,
+        ):
+            spec = self._engine(version, share, quiet=quiet)
+            if device is not None:  # one that was chosen must be used: the CPU is another engine
+                load = spec.load._replace(policy="require-gpu")
+                spec = spec._replace(load=load, device=device)
+            engines.append(spec)
+        on_cpu = []
+        if options.to_cpu and options.uuids:
+            for share in self._terms.shares(name, options.instances):
+                spec = self._engine(version, share, quiet=quiet)
+                load = spec.load._replace(policy="cpu")
+                on_cpu.append(spec._replace(load=load, fallback=True))
+        return PoolSpec(tuple(engines), tuple(on_cpu))
+
+    def _engine(self, version: Version, share: Share, *, quiet: bool) -> EngineSpec:
+        options = self._options
         load = Load(
             folder=str(version.folder.resolve()),
             manifest_sha256=version.manifest_sha256,
             lanes=share.lanes,
-            limits=self._terms.limits(name),
+            limits=self._terms.limits(version.ref.name),
             decode_bytes=share.decode_bytes,
             policy=options.policy,
             session=dict(options.session),
@@ -293,70 +282,7 @@ class Loader:
             quiet=quiet,
             provider_options=options.provider_options,
         )
-        return EngineSpec(version.ref, load, options.watchdog_s, options.devices.first)
-
-    async def _find(self, ref: ModelRef, ask: Ask) -> _Found:
-        cancelled = threading.Event()
-        looking = asyncio.get_running_loop().run_in_executor(
-            self._readers, self._look_up, ref, ask.sha256, cancelled.is_set
-        )
-        looking.add_done_callback(partial(self._looked_up, self._berths.of(ref)))
-        try:
-            found = await asyncio.shield(looking)
-        finally:
-            cancelled.set()
-        await self._check(found.version, ask)
-        return found
-
-    def _looked_up(self, berth: Berth, looking: asyncio.Future[_Found]) -> None:
-        """Note what the repository keeps for a version, also when nobody waits for it any more."""
-        if not looking.cancelled() and looking.exception() is None:
-            berth.found = looking.result().version
-            berth.let_go()
-
-    async def _verified(self, ref: ModelRef, ask: Ask) -> _Found:
-        found = await self._find(ref, ask)
-        with _readable(found.version):
-            await asyncio.to_thread(verify_files, found.version.folder, found.version.manifest)
-        return found
-
-    def _look_up(self, ref: ModelRef, sha256: str | None, cancelled: Callable[[], bool]) -> _Found:
-        version = self._repository.find(ref, sha256=sha256, cancelled=cancelled)
-        with _readable(version):
-            return _Found(version, files_bytes(version))
-
-    async def _check(self, version: Version, ask: Ask) -> None:
-        """Hold a version to what is asked. Raises ModelError: other content, or heads it lacks."""
-        ref, sha256 = version.ref, version.manifest_sha256
-        if ask.sha256 is not None and ask.sha256 != sha256:
-            raise ModelError(
-                f"{ref} is loaded with manifest sha256 {sha256}, {ask.sha256} is asked for: a"
-                " version never changes; publish the new content as a new version",
-                code="model.changed",
-            )
-        if ask.replaces in {None, ref} or ask.new_heads:
-            return
-        assert ask.replaces is not None
-        before = await self._manifest(ask.replaces)
-        if before is not None and (heads := _lacking(before, version.manifest)):
-            raise ModelError(
-                f"{ref} lacks what {ask.replaces} offers: {', '.join(heads)}; give it these heads,"
-                " or ask for it with new heads allowed",
-                code="model.signature",
-            )
-
-    async def _manifest(self, ref: ModelRef) -> Manifest | None:
-        """Return a version's manifest; None: it cannot be had any more, and holds nobody back."""
-        berth = self._berths.get(ref)
-        if berth is not None and berth.version is not None:
-            return berth.version.manifest
-        berth = berth or self._berths.of(ref)
-        try:
-            with berth.kept():
-                return (await self._find(ref, Ask())).version.manifest
-        except ModelError as error:
-            _log.warning("model.heads-unknown", model=str(ref), why=str(error))
-            return None
+        return EngineSpec(version.ref, load, options.watchdog_s)
 
     def _refuse_open(self, berth: Berth) -> None:
         """Raise at once while a version's breaker is open, with the last error and its code."""
@@ -367,25 +293,6 @@ class Loader:
             f" again before {self._options.reset_timeout_s:g} s are over: {berth.error}",
             code=_code(berth.error),
         )
-
-
-@contextmanager
-def _readable(version: Version) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ModelError(
-            f"cannot be read: {error}", file=str(version.folder), code="model.fetch"
-        ) from error
-
-
-def _lacking(before: Manifest, after: Manifest) -> list[str]:
-    """Return the heads that another version has, by name and type, and this one does not."""
-    return [
-        f"head {name!r} ({type(head).__name__.removesuffix('Head').lower()})"
-        for name, head in before.heads.items()
-        if type(after.heads.get(name)) is not type(head)
-    ]
 
 
 def _code(error: DarkroomError) -> str:

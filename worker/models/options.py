@@ -28,7 +28,7 @@ class RegistryOptions(NamedTuple):
     watchdog_s: float | None
     """None: by the measured service times."""
     max_loaded: int
-    """Engines at a time: serving, held, loading and ending."""
+    """Versions at a time: serving, held, loading and ending."""
     stop_first: bool
     """Where a version has no room beside the one that it replaces, that one is stopped first."""
     hold_s: float
@@ -40,8 +40,12 @@ class RegistryOptions(NamedTuple):
     """Weights among the records that wait for an engine."""
     failpoint: str | None = None
     devices: Devices = NO_DEVICES
-    """GPUs for engines."""
+    """GPUs for engines; each version has some on each of those chosen."""
     provider_options: Mapping[str, dict[str, str]] = MappingProxyType({})
+    instances: int = 1
+    """Engines of a version on each GPU, or on the CPU."""
+    to_cpu: bool = True
+    """The CPU may serve for GPUs that are lost."""
 
     @classmethod
     def of(
@@ -62,7 +66,19 @@ class RegistryOptions(NamedTuple):
             failpoint=failpoint,
             devices=devices,
             provider_options=MappingProxyType(engine.provider_options),
+            instances=engine.instances_per_device,
+            to_cpu=settings.engine.gpu_loss == "cpu",
         )
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """The GPUs that were chosen."""
+        return tuple(device.uuid for device in self.devices.chosen)
+
+    @property
+    def engines(self) -> int:
+        """Engines of one version."""
+        return max(1, len(self.uuids)) * self.instances
 
 
 class Listeners(NamedTuple):

@@ -15,14 +15,18 @@ import structlog
 
 from worker.errors import ModelError
 from worker.inference.budget import Budget, Share
-from worker.inference.dispatcher import Dispatcher, Finished, Job
+from worker.inference.device import Device
+from worker.inference.dispatcher import Dispatcher, Finished
+from worker.inference.feed import Job
 from worker.inference.process import Spawn
-from worker.inference.supervisor import Status, Supervisor
+from worker.inference.status import Status
+from worker.inference.supervisor import Supervisor
 from worker.models.berth import Berth, Role
 from worker.models.berths import Berths
 from worker.models.breaker import Breaker, BreakerState
+from worker.models.finding import Ask, Finder
 from worker.models.gaps import SwitchGaps
-from worker.models.loading import Ask, Finder, Loader, Terms
+from worker.models.loading import Loader, Terms
 from worker.models.options import (
     LOADED,
     VERIFIED,
@@ -65,15 +69,18 @@ class Registry:
         self._limits: dict[str, Limits] = {}
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
-        self._gaps = SwitchGaps(self._measured)
+        self._gaps = SwitchGaps(lambda name, s: metrics.switch_gap_seconds.labels(name).set(s))
         self._release = repository.release
         self._berths = Berths(
             Room(options.max_loaded, budget.memory_bytes),
             make=self._new_berth,
             ended=self._ended,
             clock_s=clock_s,
+            engines=options.engines,
         )
-        terms = Terms(self._limits_of, self._share, self._new_dispatcher)
+        self.devices = {uuid: Device(uuid, to_cpu=options.to_cpu) for uuid in options.uuids}
+        """Those that versions have engines on; none where no device was chosen."""
+        terms = Terms(self._limits_of, self._shares, self._new_dispatcher, self.devices)
         self._loader = Loader(
             repository, self._berths, options=options, spawn=spawn, terms=terms, metrics=metrics
         )
@@ -96,8 +103,9 @@ class Registry:
         return frozenset(self._berths.loaded)
 
     @property
-    def supervisors(self) -> Mapping[ModelRef, Supervisor]:
-        return self._berths.loaded
+    def engines(self) -> list[tuple[ModelRef, Supervisor]]:
+        """Return every engine that runs, with its version."""
+        return [(ref, each) for ref, pool in self._berths.loaded.items() for each in pool.running]
 
     @property
     def serving(self) -> Mapping[str, str]:
@@ -113,12 +121,12 @@ class Registry:
     @property
     def capacity_rows(self) -> int:
         """Rows in the engines that keep all lanes busy."""
-        return sum(supervisor.capacity_rows for supervisor in self._berths.loaded.values())
+        return sum(pool.capacity_rows for pool in self._berths.loaded.values())
 
     @property
     def capacity_rate(self) -> float:
         """Rows a second that the engines can run, decoding aside; 0: not known."""
-        return sum(supervisor.capacity_rate for supervisor in self._berths.loaded.values())
+        return sum(pool.capacity_rate for pool in self._berths.loaded.values())
 
     @property
     def in_flight(self) -> int:
@@ -127,12 +135,12 @@ class Registry:
 
     def health(self) -> tuple[str, ...]:
         """Return what should make the worker be restarted; empty: it is alive."""
-        problems = [supervisor.problem() for supervisor in self._berths.loaded.values()]
+        problems = [pool.problem() for pool in self._berths.loaded.values()]
         return tuple(problem for problem in (self._berths.problem, *problems) if problem)
 
     def describe(self) -> dict[ModelRef, Status]:
         """Return what there is to say of every loaded version."""
-        return {ref: supervisor.status for ref, supervisor in self._berths.loaded.items()}
+        return {ref: pool.status for ref, pool in self._berths.loaded.items()}
 
     def names(
         self,
@@ -253,7 +261,7 @@ class Registry:
             self._berths.end(berth)
             if berth.demand is not None:
                 berth.demand.cancel()
-            if berth.supervisor is None:
+            if berth.pool is None:
                 self._waiting.abandon(berth, f"model {name!r} was dropped")
         self.look()
 
@@ -263,9 +271,9 @@ class Registry:
         if changed == self._limits_of(name):
             return
         self._limits[name] = changed
-        for ref, supervisor in self._berths.loaded.items():
+        for ref, pool in self._berths.loaded.items():
             if ref.name == name:
-                supervisor.set_limits(changed)
+                pool.set_limits(changed)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Give each job to its version. Never blocks; every job has one outcome, later."""
@@ -275,9 +283,7 @@ class Registry:
         now_s = self._clock_s()
         for ref, group in groups.items():
             if self._table.knows(ref):
-                berth = self._berths.of(ref)
-                berth.used_s = now_s
-                self._waiting.admit(berth, group)
+                self._waiting.admit(self._berths.of(ref), group, now_s)
                 continue
             skip = Skipped(SkipReason.VERSION_UNAVAILABLE, f"{ref} was dropped meanwhile")
             finished = [Finished(job.ticket, skip) for job in group]
@@ -331,7 +337,7 @@ class Registry:
 
     def _ended(self, berth: Berth) -> None:
         """Hear that an engine of a version has ended, as it was asked to."""
-        if berth.supervisor is None:
+        if berth.pool is None:
             _log.info("model.unloaded", model=str(berth.ref))
             self._metrics.forget_engine(*berth.ref)
             if self._table.knows(berth.ref):
@@ -365,11 +371,11 @@ class Registry:
     def _limits_of(self, name: str) -> Limits:
         return self._limits.get(name, self._options.limits)
 
-    def _share(self, name: str) -> Share:
+    def _shares(self, name: str, engines: int) -> tuple[Share, ...]:
         names = list(self.table.models)
         models = max(1, min(len(names), self._options.max_loaded))
         at = names.index(name) % models if name in names else 0
-        return self._budget.share(models, at)
+        return self._budget.split(self._budget.share(models, at), engines)
 
     def _new_berth(self, ref: ModelRef) -> Berth:
         berth = Berth(

@@ -1,6 +1,6 @@
-"""Whether one more engine fits: places within `models.max_loaded`, and memory. Asks, ends nothing.
+"""Whether one more version fits: places within `models.max_loaded`, and memory. Ends nothing.
 
-It must not know why an engine is wanted, nor what it serves.
+It must not know why a version is wanted, nor what it serves.
 """
 
 import os
@@ -14,7 +14,7 @@ _MIB = 1 << 20
 
 
 class Room:
-    """The places and the memory that all engines share."""
+    """The places and the memory that all versions share."""
 
     def __init__(
         self,
@@ -27,18 +27,18 @@ class Room:
         self._memory_bytes = memory_bytes
         self._resident = resident
 
-    def lack(self, need_bytes: int, engines: int, pids: Sequence[int]) -> str | None:
-        """Return what is missing for one engine more, in words; None: there is room.
+    def lack(self, need_bytes: int, versions: int, pids: Sequence[int]) -> str | None:
+        """Return what is missing for one version more, in words; None: there is room.
 
-        `engines`: how many there are; `pids`: their processes, as far as they are running.
+        `versions`: how many there are; `pids`: their engines, as far as they are running.
         """
-        if engines >= self._max_loaded:
-            count = "1 engine is" if engines == 1 else f"{engines} engines are"
+        if versions >= self._max_loaded:
+            count = "1 version is" if versions == 1 else f"{versions} versions are"
             return f"{count} loaded, models.max_loaded is {self._max_loaded}"
         used = self._resident((os.getpid(), *pids))
-        # The first engine is never refused by a guess: there is nothing to protect, and nothing
+        # The first version is never refused by a guess: there is nothing to protect, and nothing
         # else to serve.
-        if engines and used + need_bytes > self._memory_bytes:
+        if versions and used + need_bytes > self._memory_bytes:
             return (
                 f"it needs about {need_bytes // _MIB} MiB; {used // _MIB} MiB of"
                 f" {self._memory_bytes // _MIB} MiB are in use"
@@ -46,15 +46,15 @@ class Room:
         return None
 
 
-def expected_bytes(files_bytes: int, like: Iterable[int]) -> int:
-    """Return what an engine will need: as the largest of those alike, else a guess by its files.
+def expected_bytes(files_bytes: int, like: Iterable[int], *, engines: int = 1) -> int:
+    """Return what a version will need: as the largest of those alike, else a guess by its files.
 
-    `like`: bytes of engines of the same model, 0 for those that are not known. A version with much
-    larger files than those had is guessed by them.
+    `like`: bytes of versions of the same model, 0 for those that are not known; `engines`: how many
+    each has. A version with much larger files than those had is guessed by them.
     """
-    by_files = PER_FILE_BYTE * files_bytes
+    by_files = PER_FILE_BYTE * files_bytes * engines
     measured = max(like, default=0)
-    return max(measured, by_files) if measured else ENGINE_BYTES + by_files
+    return max(measured, by_files) if measured else ENGINE_BYTES * engines + by_files
 
 
 def files_bytes(version: Version) -> int:

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import structlog
 
 from worker.errors import DarkroomError
-from worker.inference.dispatcher import Job, OnWithdrawn
+from worker.inference.dispatcher import OnWithdrawn
+from worker.inference.feed import Job
 from worker.models.berth import Berth, Role
 from worker.models.berths import Berths
 from worker.models.breaker import BreakerState
-from worker.models.loading import Ask, Loader
+from worker.models.finding import Ask
+from worker.models.loading import Loader
 from worker.models.table import Table
 
 _log = structlog.get_logger()
@@ -44,16 +46,17 @@ class Waiting:
         berth = None if ref is None else self._berths.get(ref)
         if berth is None:
             return ref is not None
-        if berth.supervisor is None:
+        if berth.pool is None:
             return berth.state is not BreakerState.OPEN
-        return berth.supervisor.ready
+        return berth.pool.ready
 
-    def admit(self, berth: Berth, jobs: list[Job]) -> None:
+    def admit(self, berth: Berth, jobs: list[Job], now_s: float) -> None:
         """Let jobs wait at their version, and load that when it has no engine.
 
         With its breaker half open and a fallback there, one of them is let in as a trial and the
         others are routed anew; those that come back insist on it, and are let in.
         """
+        berth.used_s = now_s
         on_trial = (
             not berth.trial
             and berth.state is BreakerState.HALF_OPEN
@@ -90,7 +93,7 @@ class Waiting:
         elsewhere = berth.role is Role.HELD or (
             berth.reopened and self._table.fallback(berth.ref) is not None
         )
-        if elsewhere and (berth.supervisor is None or not berth.supervisor.up):
+        if elsewhere and (berth.pool is None or not berth.pool.up):
             self.give_back(berth.dispatcher.withdraw(suspects=True, which=_did_not_ask))
 
     def give_back(self, jobs: Sequence[Job]) -> None:
@@ -101,7 +104,7 @@ class Waiting:
 
     def demand(self, berth: Berth) -> None:
         """Begin to load a version for which records wait, unless that is being seen to."""
-        if berth.supervisor is None and berth.in_flight and not (berth.demand or berth.stopped):
+        if berth.pool is None and berth.in_flight and not (berth.demand or berth.stopped):
             berth.demand = self._berths.start(self._on_demand(berth), f"demand {berth.ref}")
 
     def abandon(self, berth: Berth, why: str) -> None:
@@ -116,7 +119,7 @@ class Waiting:
 
     async def _on_demand(self, berth: Berth) -> None:
         try:
-            while berth.in_flight and berth.supervisor is None:
+            while berth.in_flight and berth.pool is None:
                 if not self._table.knows(berth.ref):
                     self.abandon(berth, f"{berth.ref} is not one of the fleet's any more")
                     return

@@ -167,7 +167,11 @@ class Metrics:
             "darkroom_batch_rows", "Rows of a batch that ran.", registry=registry, bounds=_ROWS
         ).of()
         self.batches = Batches(registry)
+        self._device_state = _gauge(
+            registry, "device_state", "1 for the state that a device is in.", "device", "state"
+        )
         self._engine_states: dict[str, str] = {}
+        self._device_states: dict[str, str] = {}
         self._model_infos: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def _declare_models(self, registry: CollectorRegistry) -> None:
@@ -209,16 +213,24 @@ class Metrics:
 
     def set_engine_state(self, model: str, state: str | None) -> None:
         """Show the engine of `model` (NAME/VERSION) in this state only; None: it is gone."""
-        before = self._engine_states.pop(model, None)
-        if before is not None:
-            self._engine_state.remove(model, before)
-        if state is not None:
-            self._engine_states[model] = state
-            self._engine_state.labels(model, state).set(1)
+        _show(self._engine_state, self._engine_states, model, state)
+
+    def set_device_state(self, device: str, state: str) -> None:
+        """Show a device (by its UUID) in this state only."""
+        _show(self._device_state, self._device_states, device, state)
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus's text format, of CONTENT_TYPE."""
         return generate_latest(self.registry)
+
+
+def _show(gauge: Gauge, shown: dict[str, str], name: str, state: str | None) -> None:
+    before = shown.pop(name, None)
+    if before is not None:
+        gauge.remove(name, before)
+    if state is not None:
+        shown[name] = state
+        gauge.labels(name, state).set(1)
 
 
 def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:

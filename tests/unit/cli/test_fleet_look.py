@@ -60,6 +60,21 @@ def test_the_status_for_people_says_who_runs_what_and_why_it_has_not_converged(
     assert lacks[1].startswith("  w-2: has not seen generation 7 yet")
 
 
+def test_the_status_says_of_which_worker_a_gpu_is_not_as_it_should_be(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state())
+    lost = {"GPU-1": "cpu_fallback", "GPU-2": "gpu_ok"}
+    redis.say(serving(state(), devices=lost), serving(state(), "w-2", devices={"GPU-3": "gpu_ok"}))
+
+    _, _, first, second, _ = fleet("status").stdout.splitlines()
+
+    assert " ".join(first.split()) == "w-1 serving digits 1 (+ 2) CPU cpu cpu_fallback 7 3 2 ack"
+    assert " ".join(second.split()) == "w-2 serving digits 1 (+ 2) CPU cpu 7 3 2 ack"
+    told = json.loads(fleet("status", "--json").stdout)
+    assert told["workers"][0]["devices"] == lost
+
+
 def test_a_fleet_that_is_as_it_should_be_has_converged(fleet: Fleet, redis: FakeRedis) -> None:
     redis.store(state())
     redis.say(serving(state()))

@@ -37,9 +37,10 @@ class Host:
         self.held: Action | None = None
         self.why: str | None = None
         self.changes = 0
+        self.devices: dict[str, str] = {}
 
     def vitals(self, ack: Ack) -> Ack:
-        return ack._replace(state="serving")
+        return ack._replace(state="serving", devices=dict(self.devices))
 
     def hold(self, action: Action | None) -> None:
         self.held = action

@@ -179,6 +179,7 @@ def acks(draw: st.DrawFn) -> Ack:
         prepared=draw(st.none() | texts),
         proof=draw(st.none() | st.sampled_from(Proof)),
         labels=draw(st.just(frozen({})) | labels),
+        devices=draw(st.just(frozen({})) | labels),
         models=frozen(draw(st.dictionaries(texts, model_uses, max_size=2))),
         provider=draw(st.none() | texts),
         device=draw(st.none() | texts),

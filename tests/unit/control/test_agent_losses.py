@@ -99,3 +99,25 @@ async def test_what_redis_refuses_is_told_once(
                 await eventually(lambda: tries >= generation, SOON_S)  # noqa: B023 - used at once
     told = [line["why"] for line in lines if line["event"] == "control.unreachable"]
     assert told == ["announcing this worker: Redis refuses: NOPERM"]
+
+
+async def test_a_worker_that_fell_back_to_the_cpu_warns_once_while_others_have_a_gpu(
+    redis: FakeRedis, tmp_path: Path
+) -> None:
+    redis.document = encode_state(state(1, "1"))
+    lost, well = Rig(redis, tmp_path), Rig(redis, tmp_path, "w-2")
+    well.host.devices = {"GPU-2": "gpu_ok"}
+
+    def warned() -> list[object]:
+        return [line["others"] for line in lines if line["event"] == "device.others-have-gpus"]
+
+    with capture_logs() as lines:
+        async with running(lost, well):
+            await lost.acks(1)
+            await well.acks(1)
+            lost.host.devices = {"GPU-1": "cpu_fallback"}
+            await eventually(lambda: warned() == [("w-2",)], SOON_S)
+            lost.host.devices = {"GPU-1": "gpu_ok"}
+            await eventually(lambda: not lost.agent._warned, SOON_S)
+            lost.host.devices = {"GPU-1": "cpu_fallback"}
+            await eventually(lambda: warned() == [("w-2",)] * 2, SOON_S)

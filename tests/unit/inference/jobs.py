@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from types import MappingProxyType
 
-from worker.inference.dispatcher import Attached, Dispatcher, Finished, Job
+from worker.inference.dispatcher import Dispatcher, Finished
+from worker.inference.feed import Attached, Job
 from worker.inference.window import Window
 from worker.protocol.messages import Done, Fault, Outcomes, Retry, Row
 from worker.types import (

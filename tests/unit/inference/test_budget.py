@@ -46,6 +46,13 @@ def test_every_model_has_one_lane_and_can_decode_the_largest_picture() -> None:
     assert [budget.share(3, index) for index in range(3)] == [Share(1, 800 * MB)] * 3
 
 
+def test_the_engines_of_a_version_part_its_share() -> None:
+    budget = Budget(8, 3000 * MB, 800 * MB, 1 << 34)
+    share = budget.share(2)
+    assert budget.split(share, 1) == (share,)
+    assert budget.split(share, 3) == (Share(2, 800 * MB), Share(1, 800 * MB), Share(1, 800 * MB))
+
+
 @pytest.mark.parametrize(
     ("limits", "decode_bytes"),
     [

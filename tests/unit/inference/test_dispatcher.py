@@ -37,7 +37,7 @@ def test_a_served_row_becomes_a_prediction_with_all_that_made_it() -> None:
     work = dispatcher(ends)
     work.attach(attached(port))
     work.submit(jobs(7))
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, done(*port.take()))
     assert ends.of[7].ticket == job(7).ticket
     assert ends.of[7].outcome == Predicted(
         b'{"n":7}',
@@ -56,7 +56,7 @@ def test_a_message_of_the_engine_is_told_as_one_group() -> None:
     work = dispatcher(ends)
     work.attach(attached(port))
     work.submit(jobs(*range(16)))
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, done(*port.take()))
     assert ends.groups == [16]
 
 
@@ -66,8 +66,8 @@ def test_a_fault_of_the_record_fails_that_record_alone() -> None:
     work.attach(attached(port))
     work.submit(jobs(1, 2))
     first, second = port.take()
-    work.outcomes(broken(first))
-    work.outcomes(done(second))
+    work.outcomes(port, broken(first))
+    work.outcomes(port, done(second))
     assert ends.of[1].outcome == Failed(Reason.IMAGE_CORRUPT, "not an image")
     assert isinstance(ends.of[2].outcome, Predicted)
 
@@ -96,9 +96,9 @@ def test_the_window_is_filled_again_when_a_quarter_of_it_is_free() -> None:
     work = dispatcher(Ends())
     work.attach(attached(port, window=8))
     work.submit(jobs(*range(20)))
-    work.outcomes(done(*port.take(1)))
+    work.outcomes(port, done(*port.take(1)))
     assert port.messages == [8]
-    work.outcomes(done(*port.take(1)))
+    work.outcomes(port, done(*port.take(1)))
     assert port.messages == [8, 2]
 
 
@@ -141,9 +141,9 @@ def test_an_outcome_for_a_row_that_the_engine_does_not_hold_breaks_the_protocol(
     work.attach(attached(port))
     work.submit(jobs(1))
     row = port.take()[0]
-    work.outcomes(done(row))
+    work.outcomes(port, done(row))
     with pytest.raises(ChannelError, match="does not hold"):
-        work.outcomes(done(row if again else row._replace(id=99)))
+        work.outcomes(port, done(row if again else row._replace(id=99)))
 
 
 def test_when_an_engine_dies_who_was_not_held_goes_first_and_in_order() -> None:
@@ -151,7 +151,7 @@ def test_when_an_engine_dies_who_was_not_held_goes_first_and_in_order() -> None:
     work = dispatcher(Ends())
     work.attach(attached(port, window=4))
     work.submit(jobs(*range(8)))
-    work.detach((), "SIGKILL")
+    work.detach(port, (), "SIGKILL")
     again = Port()
     work.attach(attached(again, window=8))
     assert again.names == list(range(8))
@@ -164,7 +164,7 @@ def test_suspects_run_alone_with_nothing_else_in_the_engine() -> None:
     work.attach(attached(port))
     work.submit(jobs(*range(6)))
     held = {row.id for row in port.rows[:2]}
-    work.detach(held, "SIGSEGV")
+    work.detach(port, held, "SIGSEGV")
     port = Port()
     work.attach(attached(port))
     order = []
@@ -172,7 +172,7 @@ def test_suspects_run_alone_with_nothing_else_in_the_engine() -> None:
         (row,) = port.rows
         assert row.alone
         order.extend(port.names)
-        work.outcomes(done(*port.take()))
+        work.outcomes(port, done(*port.take()))
     assert order == [5, 0, 1], "the witness comes first"
     assert port.names == [2, 3, 4]
     assert work.ready
@@ -188,14 +188,14 @@ def test_after_a_failure_it_is_ready_when_a_record_was_served_or_none_waits() ->
     work.submit(jobs(0))
     assert ready()
     for held in ({port.rows[0].id}, ()):
-        work.detach(held, "SIGSEGV")
+        work.detach(port, held, "SIGSEGV")
         assert not ready()
         port = Port()
         work.attach(attached(port))
         assert not ready(), "nothing shows that this engine is better"
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, done(*port.take()))
     assert ready()
-    work.detach((), "SIGKILL")
+    work.detach(port, (), "SIGKILL")
     work.attach(attached(Port()))
     assert ready(), "no record waits that could show it"
 
@@ -205,12 +205,12 @@ def test_a_record_that_kills_again_while_another_passes_is_convicted() -> None:
     work = dispatcher(ends)
     work.attach(attached(port))
     work.submit(jobs(0, 1, 2))
-    work.detach({row.id for row in port.rows[:2]}, "SIGSEGV")
+    work.detach(port, {row.id for row in port.rows[:2]}, "SIGSEGV")
     port = Port()
     work.attach(attached(port))
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, done(*port.take()))
     assert port.names == [0]
-    work.detach({port.rows[0].id}, "SIGSEGV")
+    work.detach(port, {port.rows[0].id}, "SIGSEGV")
     outcome = ends.of[0].outcome
     assert isinstance(outcome, Failed)
     assert outcome.reason is Reason.RECORD_POISON
@@ -224,16 +224,16 @@ def test_a_suspect_that_was_not_held_when_its_engine_died_is_not_blamed() -> Non
     port = Port()
     work.attach(attached(port))
     work.submit(jobs(0, 1))
-    work.detach({port.rows[0].id}, "SIGSEGV")
+    work.detach(port, {port.rows[0].id}, "SIGSEGV")
     port = Port()
     work.attach(attached(port))
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, done(*port.take()))
     for _ in range(5):  # killed from outside, before it began with the suspect
         assert port.names == [0]
-        work.detach((), "SIGKILL")
+        work.detach(port, (), "SIGKILL")
         port = Port()
         work.attach(attached(port))
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, done(*port.take()))
     assert ends.count() == {"Predicted": 2}
 
 
@@ -243,12 +243,14 @@ def test_a_run_that_raised_gives_its_rows_again_one_by_one() -> None:
     work.attach(attached(port))
     work.submit(jobs(0, 1, 2))
     rows = port.take()
-    work.outcomes(raised(*rows[:2]))
+    work.outcomes(port, raised(*rows[:2]))
     assert port.rows == [], "the third is still inside"
-    work.outcomes(done(rows[2]))
+    work.outcomes(port, done(rows[2]))
     assert port.names == [0]
-    work.outcomes(raised(*port.take()))
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, raised(*port.take()))
+    assert port.names == [1], "nobody has run alone and passed yet: 0 is not guilty"
+    work.outcomes(port, done(*port.take()))
+    work.outcomes(port, raised(*port.take()))
     assert ends.convicted == {0}
     assert ends.count() == {"Predicted": 2, "record.poison": 1}
 
@@ -259,14 +261,14 @@ def test_an_engine_that_raises_at_everything_is_replaced_and_nobody_convicted() 
     work.attach(attached(port))
     work.submit(jobs(*range(6)))
     while port.condemned is None:
-        work.outcomes(raised(*port.take()))
+        work.outcomes(port, raised(*port.take()))
     assert port.rows == []
     assert not work.ready
-    work.detach((), "condemned")
+    work.detach(port, (), "condemned")
     port = Port()
     work.attach(attached(port))
     while port.rows:
-        work.outcomes(done(*port.take()))
+        work.outcomes(port, done(*port.take()))
     assert ends.count() == {"Predicted": 6}
 
 
@@ -275,12 +277,12 @@ def test_a_suspect_whose_deadline_passed_is_skipped() -> None:
     work = dispatcher(ends)
     work.attach(attached(port))
     work.submit(jobs(0, 1))
-    work.detach({row.id for row in port.rows}, "SIGSEGV")
+    work.detach(port, {row.id for row in port.rows}, "SIGSEGV")
     work.submit([job(2, deadline_ms=1), job(3)])
     port = Port()
     work.attach(attached(port))
     while port.rows:
-        work.outcomes(done(*port.take()))
+        work.outcomes(port, done(*port.take()))
     assert ends.count() == {"Predicted": 3, "expired": 1}
 
 
@@ -292,7 +294,7 @@ async def test_draining_waits_for_the_last_outcome() -> None:
     work.submit(jobs(1))
     await work.drained(0.001)
     assert work.in_flight == 1
-    work.outcomes(done(*port.take()))
+    work.outcomes(port, done(*port.take()))
     await work.drained(0.0)
     assert work.in_flight == 0
 
@@ -302,9 +304,9 @@ def test_what_is_left_at_an_unload_is_skipped() -> None:
     work = dispatcher(ends)
     work.attach(attached(port))
     work.submit(jobs(1, 2))
-    work.close()
+    work.close(port)
     work.submit(jobs(3))
-    work.detach({port.rows[0].id}, "it was stopped")
+    work.detach(port, {port.rows[0].id}, "it was stopped")
     assert work.abandon("digits/1 was unloaded") == 3
     assert ends.count() == {"model.version-unavailable": 3}
     assert {end.outcome[1] for end in ends.of.values()} == {"digits/1 was unloaded"}
@@ -320,7 +322,7 @@ def test_what_waits_can_be_withdrawn_but_neither_suspects_nor_what_is_in_an_engi
     work.attach(attached(port, window=2))
     work.submit(jobs(1, 2, 3, 4))
     assert [job.ticket.position.offset for job in work.withdraw()] == [3, 4]
-    work.detach({port.rows[0].id}, "it died")
+    work.detach(port, {port.rows[0].id}, "it died")
     assert [job.ticket.position.offset for job in work.withdraw()] == [2]
     assert work.in_flight == 1
     assert [job.ticket.position.offset for job in work.withdraw(suspects=True)] == [1]
@@ -338,10 +340,10 @@ async def test_who_waits_for_the_last_job_hears_of_it_when_that_is_withdrawn() -
 
 
 def test_a_stop_that_was_asked_for_casts_no_doubt_on_the_next_engine() -> None:
-    work = dispatcher(Ends())
-    work.attach(attached(Port()))
-    work.close()
-    work.detach((), "it was stopped")
+    work, port = dispatcher(Ends()), Port()
+    work.attach(attached(port))
+    work.close(port)
+    work.detach(port, (), "it was stopped")
     work.submit(jobs(1))
     work.attach(attached(Port()))
     assert work.ready
@@ -355,7 +357,7 @@ def test_every_message_is_shown_to_the_observer() -> None:
     work.attach(attached(port))
     work.submit(jobs(1))
     message = done(*port.take())
-    work.outcomes(message)
+    work.outcomes(port, message)
     assert seen == [(REF, message)]
 
 
@@ -367,7 +369,7 @@ def test_the_engine_is_told_how_long_what_waits_behind_will_take() -> None:
     work.submit(jobs(*range(20)))
     assert port.behind_s == 0.0, "no rate is known yet"
     clock.now_s += 1.0
-    work.outcomes(done(*port.take(8)))
+    work.outcomes(port, done(*port.take(8)))
     assert port.behind_s == window.seconds(4) == 1.0
 
 
@@ -378,7 +380,7 @@ def test_the_window_follows_the_cap_that_the_engine_tells() -> None:
     work.attach(engine._replace(window=Window(2, cap=4)))
     work.submit(jobs(*range(40)))
     assert port.messages == [8]
-    work.outcomes(done(*port.take(8))._replace(cap=16))
+    work.outcomes(port, done(*port.take(8))._replace(cap=16))
     assert port.messages == [8, 32]
 
 
@@ -389,5 +391,5 @@ def test_topics_are_served_by_their_weight_while_they_wait() -> None:
     work.submit(jobs(*range(100)))
     urgent = [job(offset, topic="urgent") for offset in range(100, 120)]
     work.submit(urgent)
-    work.outcomes(done(*port.take(16)))
+    work.outcomes(port, done(*port.take(16)))
     assert abs(sum(n >= 100 for n in port.names) - 12) <= 1

@@ -1,19 +1,23 @@
+from itertools import count
+
 import pytest
 
 from worker.inference.guilt import FAILURES_TO_REPLACE, LAST_RESORT_ENGINES, Guilt
 
+engines = count(1)
+
 
 def died(*suspects: int) -> Guilt:
     guilt = Guilt()
-    guilt.engine_started()
+    guilt.judged_by(next(engines))
     guilt.suspect(suspects)
-    guilt.engine_started()
+    guilt.judged_by(next(engines))
     return guilt
 
 
 def test_nobody_is_suspected_before_an_engine_ends() -> None:
     guilt = Guilt()
-    guilt.engine_started()
+    guilt.judged_by(next(engines))
     guilt.passed([1, 2])
     assert guilt.clear
 
@@ -41,7 +45,7 @@ def test_every_failure_and_every_engine_wants_a_witness_of_its_own(event: str) -
     guilt.passed([9])
     match event:
         case "another engine":
-            guilt.engine_started()
+            guilt.judged_by(next(engines))
         case "a failure alone":
             assert guilt.failed_alone(1, others=True)
         case _:
@@ -85,10 +89,10 @@ def test_who_fails_alone_before_anybody_passed_is_not_guilty_yet() -> None:
 
 def test_a_pass_before_the_first_failure_says_nothing() -> None:
     guilt = Guilt()
-    guilt.engine_started()
+    guilt.judged_by(next(engines))
     guilt.passed([7])
     guilt.suspect([1])
-    guilt.engine_started()
+    guilt.judged_by(next(engines))
     assert not guilt.failed_alone(1, others=True)
 
 
@@ -96,7 +100,7 @@ def test_a_recovered_engine_does_not_make_those_guilty_that_failed_before() -> N
     guilt = died(1, 2)
     for row in (1, 2, 3):  # 3 was a witness: the engine fails at everything
         assert not guilt.failed_alone(row, others=True)
-        guilt.engine_started()
+        guilt.judged_by(next(engines))
     guilt.passed([4])
     assert guilt.suspects == (1, 2, 3)
     for row in (1, 2, 3):
@@ -112,7 +116,7 @@ def test_suspects_take_turns_while_all_of_them_fail() -> None:
         row = guilt.next_alone(witness=None)
         order.append(row)
         assert not guilt.failed_alone(row, others=True)
-        guilt.engine_started()
+        guilt.judged_by(next(engines))
     assert order == [1, 2, 1, 2]
 
 
@@ -121,7 +125,7 @@ def test_the_only_record_there_is_is_guilty_after_so_many_proven_engines() -> No
     verdicts = []
     for _ in range(LAST_RESORT_ENGINES):
         verdicts.append(guilt.failed_alone(1, others=False))
-        guilt.engine_started()
+        guilt.judged_by(next(engines))
     assert verdicts == [False] * (LAST_RESORT_ENGINES - 1) + [True]
 
 
@@ -134,7 +138,7 @@ def test_with_other_records_waiting_there_is_no_last_resort() -> None:
     guilt = died(1)
     for _ in range(20):
         assert not guilt.failed_alone(1, others=True)
-        guilt.engine_started()
+        guilt.judged_by(next(engines))
 
 
 @pytest.mark.parametrize("passed_between", [True, False])
@@ -145,5 +149,33 @@ def test_an_engine_that_fails_at_several_rows_running_is_suspected(*, passed_bet
             guilt.passed([100 + row])
         guilt.failed_alone(row, others=True)
     assert guilt.engine_suspected is not passed_between
-    guilt.engine_started()
+    guilt.judged_by(next(engines))
     assert not guilt.engine_suspected
+
+
+def test_what_fails_by_its_devices_fault_is_not_guilty_and_lets_others_go_first() -> None:
+    guilt = died(1, 2)
+    for _ in range(2 * LAST_RESORT_ENGINES):
+        guilt.passed([9])
+        guilt.excused(1)
+        assert not guilt.proven
+        guilt.judged_by(next(engines))
+    assert guilt.suspects == (1, 2)
+    assert guilt.next_alone(witness=None) == 2
+    guilt.passed([2])
+    assert guilt.failed_alone(1, others=True), "this time it was no device"
+
+
+def test_a_witness_that_fails_by_its_devices_fault_is_a_suspect() -> None:
+    guilt = died(1)
+    guilt.excused(9)
+    assert guilt.suspects == (1, 9)
+
+
+def test_the_last_resort_counts_engines_and_not_how_often_they_are_asked() -> None:
+    guilt = died(1)
+    for engine in (101, 102, 101, 102):
+        guilt.judged_by(engine)
+        assert not guilt.failed_alone(1, others=False)
+    guilt.judged_by(103)
+    assert guilt.failed_alone(1, others=False)

@@ -20,9 +20,11 @@ from tests.unit.inference.scripted import (
     submits,
 )
 from worker.errors import ChannelError, DeviceError, EngineFault, ModelError, SettingsError
+from worker.inference.backoff import Backoff
+from worker.inference.device import Device
 from worker.inference.engines import Engine, EngineSpec
 from worker.inference.process import EngineEnd, Peer
-from worker.inference.supervisor import Backoff, Supervisor
+from worker.inference.supervisor import Supervisor
 from worker.protocol.channel import Channel
 from worker.protocol.messages import Bye, Load, LoadFailed, SetLimits, Stopped
 from worker.protocol.page import Page
@@ -47,7 +49,9 @@ class Patience(Backoff):
 class Stage:
     """A supervisor over scripted engines, with all that one may ask of it."""
 
-    def __init__(self, *scripts: Script, watchdog_s: float | None = None) -> None:
+    def __init__(
+        self, *scripts: Script, watchdog_s: float | None = None, device: Device | None = None
+    ) -> None:
         self.ends = Ends()
         self.spawn = Spawner(*scripts)
         self.backoff = Patience()
@@ -58,13 +62,16 @@ class Stage:
             self.work,
             spawn=self.spawn,
             on_engine=self.told.append,
+            device=device,
             backoff=self.backoff,
         )
 
 
 @asynccontextmanager
-async def started(*scripts: Script, watchdog_s: float | None = None) -> AsyncIterator[Stage]:
-    stage = Stage(*scripts, watchdog_s=watchdog_s)
+async def started(
+    *scripts: Script, watchdog_s: float | None = None, device: Device | None = None
+) -> AsyncIterator[Stage]:
+    stage = Stage(*scripts, watchdog_s=watchdog_s, device=device)
     await stage.supervisor.start()
     try:
         yield stage
@@ -389,10 +396,3 @@ async def test_supervision_that_ended_by_a_bug_is_told_to_liveness() -> None:
     assert stage.supervisor.problem() == "the supervision of digits/1 has ended"
     with pytest.raises(ZeroDivisionError):
         await stage.supervisor.stop(1.0)
-
-
-def test_the_back_off_doubles_up_to_half_a_minute_with_jitter_and_starts_again() -> None:
-    backoff = Backoff(jitter=lambda: 1.0)
-    assert [backoff.next_s() for _ in range(8)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
-    backoff.reset()
-    assert backoff.next_s() == 0.0

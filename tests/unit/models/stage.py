@@ -16,11 +16,12 @@ import pytest
 from tests.unit.inference.jobs import Ends
 from tests.unit.inference.scripted import LOADED, Spawner, outcomes
 from worker.errors import ModelError, RecordSkipped
+from worker.inference.backoff import Backoff
 from worker.inference.budget import Budget
-from worker.inference.dispatcher import Finished, Job
+from worker.inference.dispatcher import Finished
 from worker.inference.faults import outcome_of
+from worker.inference.feed import Job
 from worker.inference.process import EngineEnd, Peer
-from worker.inference.supervisor import Backoff
 from worker.models.manifest import ClassificationHead, Manifest
 from worker.models.options import Listeners, RegistryOptions
 from worker.models.registry import Registry

@@ -105,7 +105,7 @@ async def test_a_load_that_was_ordered_does_not_take_the_place_of_one_in_use() -
     async with stage(A1, B1, C1, max_loaded=2) as on:
         await on.serve(A1, B1)
         await on.pass_s(29.0)
-        with pytest.raises(ModelError, match=r"no room for c/1.*2 engines are loaded") as none:
+        with pytest.raises(ModelError, match=r"no room for c/1.*2 versions are loaded") as none:
             await on.models.load(C1, sha256=None)
         assert none.value.code == "headroom"
         assert "models.max_loaded is 2" in str(none.value)
@@ -119,7 +119,7 @@ async def test_nor_the_place_of_the_version_that_it_is_to_replace() -> None:
     async with stage(A1, A2, max_loaded=1) as on:
         await on.serve(A1)
         await on.pass_s(10_000.0)
-        with pytest.raises(ModelError, match="1 engine is loaded"):
+        with pytest.raises(ModelError, match="1 version is loaded"):
             await on.models.load(A2, sha256=None, replaces="1")
         assert on.models.loaded == {A1}
 

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from tests.unit.models.stage import A1, A2, A3, cancelled, ready, stage, until
-from worker.errors import EngineFault, ModelError
+from worker.errors import DeviceError, EngineFault, ModelError
 from worker.inference.devices import DeviceChoice, Devices
 from worker.inference.process import EngineEnd, Peer
 from worker.models.options import LOADED
@@ -121,11 +121,11 @@ async def test_a_process_that_cannot_be_had_is_an_engine_fault(
         assert now_open.value.code == "engine"
 
 
-async def test_engines_are_given_the_best_gpu_that_was_chosen() -> None:
+async def test_every_gpu_that_was_chosen_is_given_an_engine() -> None:
     chosen = (DeviceChoice("GPU-1", "first"), DeviceChoice("GPU-2", "second"))
     async with stage(A1, devices=Devices(chosen)) as on:
         await on.serve(A1)
-        assert on.engines.devices == ["GPU-1"]
+        assert on.engines.devices == ["GPU-1", "GPU-2"]
     async with stage(A1) as on:
         await on.serve(A1)
         assert on.engines.devices == [None]
@@ -248,3 +248,58 @@ async def test_a_repository_that_hangs_keeps_no_dead_engine_from_being_replaced(
         on.engines.dying.clear()
         await on.finished()
         on.shelf.answering.set()
+
+
+def gpus(*uuids: str) -> Devices:
+    return Devices(tuple(DeviceChoice(uuid, "a GPU") for uuid in uuids))
+
+
+async def test_a_version_has_engines_on_every_device_and_they_part_its_lanes() -> None:
+    async with stage(A1, devices=gpus("GPU-1", "GPU-2"), instances=2) as on:
+        await on.serve(A1)
+        assert on.engines.started == [A1] * 4
+        assert [load.policy for load in on.engines.told] == ["require-gpu"] * 4
+        assert sum(load.lanes for load in on.engines.told) == 4, "at least one for each"
+        assert on.models.describe()[A1].lanes == 4
+        on.send("a", 40)
+        await on.finished()
+        assert on.models.loaded == {A1}
+        await on.models.unload(A1)
+        assert on.engines.alive == []
+
+
+async def test_several_engines_of_a_version_are_one_of_those_that_may_be_loaded() -> None:
+    async with stage(A1, A2, instances=3, max_loaded=2) as on:
+        await on.serve(A1, A2)
+        assert on.engines.started == [A1] * 3 + [A2] * 3
+        assert [load.policy for load in on.engines.told] == ["cpu"] * 6
+
+
+async def test_a_reload_replaces_all_engines_of_a_version() -> None:
+    async with stage(A1, instances=2) as on:
+        await on.serve(A1)
+        on.engines.holding.add(A1)
+        on.send("a", 4)
+        await on.models.reload(A1, sha256=None, number=1)
+        on.engines.holding.clear()
+        await on.finished()
+        await until(lambda: len(on.engines.alive) == 2)
+        assert len(on.engines.started) == 4
+        assert on.models.numbers[A1] == 1
+
+
+@pytest.mark.parametrize("to_cpu", [True, False])
+async def test_engines_on_the_cpu_are_for_devices_that_are_lost_where_they_may(
+    *, to_cpu: bool
+) -> None:
+    async with stage(A1, devices=gpus("GPU-1"), to_cpu=to_cpu) as on:
+        for _ in range(3):
+            on.models.devices["GPU-1"].failed("CUDA failure 999")
+        if to_cpu:
+            await on.serve(A1)
+            assert [load.policy for load in on.engines.told] == ["cpu"]
+            assert on.models.ready
+        else:
+            with pytest.raises(DeviceError, match="GPU-1 is out of use: CUDA failure 999"):
+                await on.models.load(A1, sha256=None)
+            assert on.engines.told == []

@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.models.stage import A1, A2, A3, B1, C1, D1, LIMITS, ready, stage, until
 from worker.control.messages import LiveLimits
-from worker.inference.dispatcher import Job
+from worker.inference.feed import Job
 from worker.models.options import LOADED, overridden
 from worker.models.router import Match, Pin, Rule
 from worker.protocol.messages import Load

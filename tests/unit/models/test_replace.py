@@ -219,7 +219,7 @@ async def test_a_disk_that_fails_while_files_are_verified_is_told(
 
     async with stage(A1, A2, max_loaded=1, stop_first=True) as on:
         await on.serve(A1)
-        monkeypatch.setattr("worker.models.loading.verify_files", fails)
+        monkeypatch.setattr("worker.models.finding.verify_files", fails)
         with pytest.raises(ModelError, match=r"models/a/2: cannot be read.*Input/output") as told:
             await replaced(on, A2)
         assert told.value.code == "model.fetch"

@@ -22,8 +22,8 @@ def test_there_is_room_below_the_places_and_the_memory() -> None:
     assert room.lack(201 * MIB, 2, [7, 8]) == (
         "it needs about 201 MiB; 300 MiB of 500 MiB are in use"
     )
-    assert room.lack(1, 3, []) == "3 engines are loaded, models.max_loaded is 3"
-    assert Room(1, MIB).lack(1, 1, []) == "1 engine is loaded, models.max_loaded is 1"
+    assert room.lack(1, 3, []) == "3 versions are loaded, models.max_loaded is 3"
+    assert Room(1, MIB).lack(1, 1, []) == "1 version is loaded, models.max_loaded is 1"
 
 
 def test_an_engine_needs_what_those_alike_have_else_a_multiple_of_its_files(tmp_path: Path) -> None:

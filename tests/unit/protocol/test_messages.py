@@ -68,6 +68,7 @@ def round_trip(message: Message) -> Message:
         Profiled("no room"),
         Profiled(None),
         Bye(),
+        Trouble("sticky", "CUDA failure 700: an illegal memory access was encountered"),
         Stopped(),
     ],
     ids=lambda message: type(message).__name__,

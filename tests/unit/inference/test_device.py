@@ -1,0 +1,87 @@
+"""A device that several engines share: real waits, a clock in the test's hand."""
+
+import asyncio
+
+from worker.inference.device import Device
+from worker.inference.ladder import FIRST_PAUSE_S, MAX_FAULTS, DeviceState
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def lost() -> tuple[Device, Clock]:
+    clock = Clock()
+    device = Device("GPU-1", to_cpu=True, clock_s=clock)
+    for _ in range(MAX_FAULTS):
+        device.failed("CUDA failure 700")
+    return device, clock
+
+
+async def test_engines_may_start_on_a_device_in_use_at_any_time() -> None:
+    device = Device("GPU-1", to_cpu=True)
+    await asyncio.gather(device.admitted(), device.admitted())
+    device.failed("CUDA failure 700")
+    assert (device.state, device.why) == (DeviceState.RESTARTING, "CUDA failure 700")
+    await device.admitted()
+    device.loaded()
+    assert (device.state, device.why) == (DeviceState.GPU_OK, None)
+
+
+async def test_of_those_who_wait_one_tries_and_the_others_follow_when_it_has_loaded() -> None:
+    device, clock = lost()
+    clock.now_s += FIRST_PAUSE_S
+    waiting = [asyncio.create_task(device.admitted()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == [True, False, False]
+    assert device.state is DeviceState.PROBING
+    device.loaded()
+    await asyncio.gather(*waiting)
+
+
+async def test_when_a_trial_is_given_up_another_takes_its_turn() -> None:
+    device, clock = lost()
+    clock.now_s += FIRST_PAUSE_S
+    await device.admitted()
+    second = asyncio.create_task(device.admitted())
+    await asyncio.sleep(0)
+    assert not second.done()
+    device.given_up()
+    await second
+    assert device.state is DeviceState.PROBING
+
+
+async def test_after_a_trial_that_failed_all_wait_for_the_next_one() -> None:
+    device, clock = lost()
+    clock.now_s += FIRST_PAUSE_S
+    await device.admitted()
+    second = asyncio.create_task(device.admitted())
+    await asyncio.sleep(0)
+    device.failed("no device")
+    await asyncio.sleep(0)
+    assert (device.state, device.usable) == (DeviceState.CPU_FALLBACK, False)
+    assert not second.done()
+    second.cancel()
+
+
+async def test_a_device_is_tried_when_its_pause_is_over() -> None:
+    device, clock = lost()
+    clock.now_s += FIRST_PAUSE_S - 0.01
+    waiting = asyncio.create_task(device.admitted())
+    await asyncio.sleep(0)
+    clock.now_s += 1
+    await asyncio.wait_for(waiting, 5)
+
+
+def test_every_change_is_told_once() -> None:
+    told: list[DeviceState] = []
+    device = Device("GPU-1", to_cpu=True)
+    device.listeners.add(lambda: told.append(device.state))
+    device.loaded()
+    for _ in range(MAX_FAULTS):
+        device.failed("sticky")
+    assert told == [DeviceState.RESTARTING, DeviceState.CPU_FALLBACK]

@@ -1,0 +1,84 @@
+"""One device as all engines of this worker share it: who may start there, and who hears of it.
+
+Times and turns around the ladder, which decides. It must not know models.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from math import isinf
+
+import structlog
+
+from worker.inference.ladder import DeviceState, Ladder
+
+_log = structlog.get_logger()
+
+
+class Device:
+    """A device by its UUID. `listeners` are called after each change."""
+
+    def __init__(
+        self, uuid: str, *, to_cpu: bool, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.uuid = uuid
+        self.why: str | None = None
+        """What was wrong with it last; None: nothing since it was proven."""
+        self.listeners: set[Callable[[], None]] = set()
+        self._ladder = Ladder(to_cpu=to_cpu)
+        self._clock_s = clock_s
+        self._moved = asyncio.Event()
+
+    @property
+    def state(self) -> DeviceState:
+        return self._ladder.state
+
+    @property
+    def usable(self) -> bool:
+        """Engines may be started on it without a trial."""
+        return self._ladder.usable
+
+    async def admitted(self) -> None:
+        """Wait until an engine may be started on it.
+
+        `loaded`, `failed` or `given_up` must follow: out of use there is one trial at a time.
+        """
+        while (wait_s := self._ladder.wait_s(self._clock_s())) > 0:
+            self._moved.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if isinf(wait_s) else wait_s):
+                    await self._moved.wait()
+        before = self.state
+        self._ladder.starting()
+        self._tell(before)
+
+    def loaded(self) -> None:
+        """Take note that an engine proved itself on it."""
+        before = self.state
+        self._ladder.loaded(self._clock_s())
+        if self.state is DeviceState.GPU_OK:
+            self.why = None
+        self._tell(before)
+
+    def failed(self, why: str, *, suspect: bool = False) -> None:
+        """Take note that it ended an engine, or let none load."""
+        before = self.state
+        self.why = why
+        self._ladder.failed(self._clock_s(), suspect=suspect)
+        self._tell(before)
+
+    def given_up(self) -> None:
+        """Take note that a start was given up, by no fault of the device."""
+        before = self.state
+        self._ladder.given_up()
+        self._tell(before)
+
+    def _tell(self, before: DeviceState) -> None:
+        # Always: a trial that failed leaves the state as it was, where the CPU may not serve.
+        self._moved.set()
+        if self.state is not before:
+            log = _log.info if self.state is DeviceState.GPU_OK else _log.warning
+            log("device.state", device=self.uuid, state=self.state, before=before, why=self.why)
+            for listener in tuple(self.listeners):
+                listener()
