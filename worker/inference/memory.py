@@ -80,13 +80,20 @@ class Memory(NamedTuple):
 
 
 def memory_of(settings: Settings, versions: Mapping[ModelRef, Footprint]) -> Memory:
-    """Reckon with one engine for each of these versions. Raises SettingsError as `budget_of`."""
+    """Reckon with these versions, as one device (or the CPU) serves them.
+
+    Raises SettingsError as `budget_of`.
+    """
     budget, limits = budget_of(settings), limits_of(settings)
+    instances = settings.engine.instances_per_device
     models = max(1, min(len(versions), settings.models.max_loaded))
     return Memory(
         _WORKER_BYTES + _COPIES * settings.limits.in_flight_bytes,
         {
-            ref: engine_bytes(budget.share(models, at % models), limits, version)
+            ref: sum(
+                engine_bytes(share, limits, version)
+                for share in budget.split(budget.share(models, at % models), instances)
+            )
             for at, (ref, version) in enumerate(versions.items())
         },
         settings.models.max_loaded,

@@ -90,6 +90,19 @@ def test_settings_of_which_no_sum_can_be_made_are_refused() -> None:
 
 
 def test_models_that_are_more_than_engines_share_what_there_is_among_those() -> None:
-    settings = Settings(engine=EngineSettings(lanes=2), models=ModelsSettings(max_loaded=1))
+    settings = Settings(
+        engine=EngineSettings(lanes=2),
+        models=ModelsSettings(max_loaded=1),
+        batch=BatchSettings(max_size=16),
+    )
     both = memory_of(settings, {A: Footprint(0, MB), B: Footprint(0, MB)})
     assert both.engines[A] == both.engines[B] == ENGINE_BYTES + 3 * 16 * MB + 800 * MB
+
+
+def test_every_instance_of_a_version_counts() -> None:
+    lanes, batch = EngineSettings(lanes=2), BatchSettings(max_size=16)
+    two = lanes.model_copy(update={"instances_per_device": 2})
+    footprint = {A: Footprint(100 * MB, MB)}
+    one = memory_of(Settings(engine=lanes, batch=batch), footprint).engines[A]
+    both = memory_of(Settings(engine=two, batch=batch), footprint).engines[A]
+    assert both >= one + ENGINE_BYTES + 300 * MB
