@@ -216,7 +216,9 @@ async def test_a_record_whose_run_raises_is_convicted_without_a_death(repository
         assert status(registry).restarts == 0
 
 
-@pytest.mark.parametrize("failpoint", ["before_run=kill", "before_run=raise"])
+@pytest.mark.parametrize(
+    "failpoint", [pytest.param("before_run=kill", marks=pytest.mark.long), "before_run=raise"]
+)
 async def test_an_engine_that_fails_at_everything_convicts_nobody(
     repository: Path, failpoint: str
 ) -> None:
@@ -310,6 +312,7 @@ async def test_an_engine_does_not_outlive_a_killed_worker(repository: Path) -> N
     assert gone == [engine]
 
 
+@pytest.mark.long  # simulated engines do so in test_dispatcher_in_bad_weather
 async def test_of_several_engines_one_may_die_while_the_others_serve(repository: Path) -> None:
     ends = Ends()
     async with serving(repository, ends, instances=2) as registry:

@@ -260,6 +260,7 @@ def test_what_was_flushed_is_not_begun_again_while_workers_follow_it(
     assert told(fleet("show", "--json"))["supersedes"]
 
 
+@pytest.mark.long  # two writers of a thousand are tried on the channel
 def test_commands_at_the_same_time_lose_nothing_of_each_other(
     config: Path, fleet: Callable[..., Result]
 ) -> None:

@@ -36,7 +36,7 @@ def test_records_that_kill_hang_or_break_a_run_are_dead_letters_and_their_mates_
     assert worker.stop() == 0
 
 
-@pytest.mark.parametrize("action", ["kill", "raise"])
+@pytest.mark.parametrize("action", ["kill", pytest.param("raise", marks=pytest.mark.long)])
 def test_an_engine_that_fails_at_everything_makes_no_dead_letter(
     topics: Topics, crew: Crew, action: str
 ) -> None:

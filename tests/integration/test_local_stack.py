@@ -237,6 +237,7 @@ def test_a_killed_broker_comes_back_on_its_port_with_its_records(
 
 
 @pytest.mark.kafka
+@pytest.mark.long
 def test_records_are_kept_from_down_to_the_next_up(kafka: Stack, tmp_path: Path) -> None:
     del kafka  # skips this test where there is no Kafka
     spec = StackSpec(data=tmp_path, redis=False, topics=(Topic("kept", 1),))

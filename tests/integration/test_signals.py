@@ -161,8 +161,13 @@ def test_broken_settings_are_refused_all_at_once(topics: Topics, crew: Crew) -> 
 @pytest.mark.parametrize(
     ("graph", "document", "named"),
     [
-        (b"this is no graph", {}, "model.onnx"),
-        (None, {"heads": {"light": {"type": "classification"}}}, "heads.light.output"),
+        pytest.param(b"this is no graph", {}, "model.onnx", marks=pytest.mark.long),
+        pytest.param(
+            None,
+            {"heads": {"light": {"type": "classification"}}},
+            "heads.light.output",
+            marks=pytest.mark.long,
+        ),
         (None, {"golden": []}, "golden"),
     ],
     ids=["graph", "head", "golden"],
