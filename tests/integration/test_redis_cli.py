@@ -34,7 +34,7 @@ SHOWN = b"""\
 READ = "redis-cli --raw GET 'darkroom:{default}:desired' > state.json"
 EDIT = """\
 sed -i 's/"generation":7/"generation":8/; s/"activated":[0-9]*/"activated":8/' state.json
-sed -i 's/"active":"1"/"active":"2","previous":"1"/' state.json"""
+sed -i 's/"previous":"[^"]*",//; s/"active":"1"/"active":"2","previous":"1"/' state.json"""
 WRITE = """\
 redis-cli --eval write.lua 'darkroom:{default}:desired' 'darkroom:{default}:audit' , \\
     "$(cat state.json)" 7 'activate digits 2' "$USER\""""

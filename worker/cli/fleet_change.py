@@ -10,14 +10,15 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from worker.cli.fleet_options import WAIT_S, Change
+from worker.cli.fleet_options import WAIT_S, Change, Selected
 from worker.cli.fleet_rows import answers, differences, drawn, status_lines, worker_rows
 from worker.cli.fleet_session import connected
 from worker.cli.terminal import for_people, say, write, write_json
 from worker.control.catalogue import Catalogue
+from worker.control.changes import in_words
 from worker.control.messages import DesiredState, Phase
 from worker.control.operator import Operator
-from worker.control.progress import Changed, Outcome, Progress
+from worker.control.progress import Changed, Look, Outcome, Progress
 
 Edit = Callable[[DesiredState, int, Catalogue], DesiredState]
 """(state, now in ms of Redis's clock, which versions there are) -> the next generation."""
@@ -31,25 +32,30 @@ _MEANING = {
 }
 """Exit code, and what people are told."""
 
+_HOLDING = ("pin", "pause", "drain")
+"""Verbs for workers that should be there; what is taken back may be of one that is gone."""
+
 
 def carry_out(options: Change, edit: Edit, words: Sequence[str]) -> None:
     """Make a change and tell of it; the exit code says how it ended."""
-    code = asyncio.run(_carry_out(options, edit, " ".join(words)))
+    code = asyncio.run(_carry_out(options, edit, words))
     if code:
         raise typer.Exit(code)
 
 
-async def _carry_out(options: Change, edit: Edit, command: str) -> int:
+async def _carry_out(options: Change, edit: Edit, words: Sequence[str]) -> int:
     async with connected(options.config) as fleet:
         changed = await fleet.operator.change(
             lambda state, now_ms: edit(state, now_ms, fleet.catalogue),
-            command,
+            " ".join(words),
             expect=options.expect,
             supersede=options.supersede,
             dry_run=options.dry_run,
         )
         if not options.as_json:
             _tell(changed, dry_run=options.dry_run)
+        if isinstance(options, Selected) and options.words and words[0] in _HOLDING:
+            _warn_of_nobody(options, await fleet.operator.look())
         last = None
         if options.wait_s is not None and not options.dry_run:
             last = await _watch(fleet.operator, changed, options.wait_s)
@@ -108,6 +114,15 @@ def _tell(changed: Changed, *, dry_run: bool) -> None:
         return
     verb = "would say" if dry_run else "says"
     write("\n  ".join([f"generation {number} {verb}:", *differences(changed)]))
+
+
+def _warn_of_nobody(options: Selected, look: Look) -> None:
+    """Say that a selection means no worker that is alive: a slip of the pen, or one to come."""
+    meant = options.workers
+    if not any(meant.matches(worker, ack.labels) for worker, ack in look.members.items()):
+        there = ", ".join(sorted(look.members)) or "none"
+        verb = "is" if meant.worker is not None else "has"
+        say(f"warning: no worker that is alive {verb} {in_words(meant)}; there are: {there}")
 
 
 def _document(fleet: str, changed: Changed, last: Progress | None) -> dict[str, Any]:

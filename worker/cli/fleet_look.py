@@ -65,7 +65,7 @@ async def _show(config: Path | None, *, as_json: bool) -> None:
     async with connected(config) as fleet:
         look = await fleet.operator.look()
     if look.state is None:
-        raise CommandError(look.broken or "no desired state is stored: any command makes the first")
+        raise CommandError(look.broken or "no desired state is stored: the first change makes it")
     if as_json:
         write_json(orjson.loads(encode_state(look.state)))
     else:

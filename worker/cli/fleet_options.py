@@ -1,6 +1,7 @@
 """What the commands of a fleet have in common: whom they mean, how they write, how they wait."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -35,6 +36,12 @@ def _with_seconds(arguments: list[str]) -> list[str]:
     return given
 
 
+def _digest(given: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", given.lower()):
+        raise typer.BadParameter(f"{given!r}: expected 64 hexadecimal digits")
+    return given.lower()
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="Version of it, not an alias.")]
 Sha256 = Annotated[
@@ -42,6 +49,7 @@ Sha256 = Annotated[
     typer.Option(
         "--sha256",
         metavar="HEX",
+        parser=_digest,
         help="Digest of the version's manifest, for a version that the fleet does not know.",
         show_default="looked up in models.repository",
     ),

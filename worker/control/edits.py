@@ -203,7 +203,7 @@ def _with_version(name: str, model: ModelState, version: str, sha256: str | None
         return model
     if stored is not None and stored != sha256:
         raise CommandError(
-            f"{name}/{version} has sha256 {sha256} in the repository, and {stored} for the fleet: "
+            f"{name}/{version} is named with sha256 {sha256}, and the fleet has it as {stored}: "
             "a version never changes; publish the new content as another one"
         )
     return model._replace(versions=frozen({**model.versions, version: sha256}))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.channels import FakeRedis
 from tests.unit.cli.conftest import Darkroom
-from tests.unit.cli.fleets import Fleet
+from tests.unit.cli.fleets import Fleet, serving
 from tests.unit.control.states import digits, state
 from worker.control.messages import (
     Action,
@@ -192,6 +192,41 @@ def test_a_version_that_is_nowhere_to_be_read_is_taken_with_its_digest(
 
     assert fleet("activate", "digits", "9", "--sha256", "f" * 64).exit_code == 0
     assert redis.state.models["digits"].versions["9"] == "f" * 64
+
+
+def test_a_digest_that_can_be_none_is_a_wrong_argument(fleet: Fleet, redis: FakeRedis) -> None:
+    redis.store(state())
+
+    result = fleet("activate", "digits", "9", "--sha256", "ffff")
+
+    assert result.exit_code == 2
+    assert "expected 64 hexadecimal digits" in result.stderr
+    assert redis.entries == []
+
+
+@pytest.mark.parametrize(
+    ("selection", "warned"),
+    [
+        (["--worker", "w-1"], ""),
+        (["--label", "zone=a"], ""),
+        ([], ""),
+        (["--worker", "w-7"], "no worker that is alive is worker w-7; there are: w-1"),
+        (["--label", "zone=q"], "no worker that is alive has label zone=q; there are: w-1"),
+    ],
+    ids=str,
+)
+def test_a_selection_that_means_nobody_is_written_and_warned_of(
+    selection: list[str], warned: str, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state())
+    redis.say(serving(state(), labels={"zone": "a"}))
+
+    result = fleet("pause", *selection)
+
+    assert result.exit_code == 0
+    assert redis.state.holds
+    assert warned in result.stderr
+    assert bool(result.stderr) == bool(warned)
 
 
 def test_a_dry_run_tells_in_words_and_writes_nothing(fleet: Fleet, redis: FakeRedis) -> None:

@@ -252,7 +252,7 @@ GOING = "a rollout of digits 2 is under way (r-1): wait for its end, or abort it
         (
             STATE,
             lambda s: edits.activate(s, "digits", "2", sha256=NEW),
-            f"digits/2 has sha256 {NEW} in the repository, and {DIGEST} for the fleet: {CHANGED}",
+            f"digits/2 is named with sha256 {NEW}, and the fleet has it as {DIGEST}: {CHANGED}",
         ),
         (
             digits(aliases=frozen({"stable": "2"})),
