@@ -17,7 +17,7 @@ from worker.control.fixed import Fixed
 from worker.control.memory import Memory
 from worker.control.messages import settings_state
 from worker.control.reconciler import Reconciler
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerUnavailable, SettingsError
 from worker.fleet import Host
 from worker.inference.budget import budget_of
 from worker.inference.devices import Devices, devices_of
@@ -119,7 +119,13 @@ class Worker:
         memory = await self._unless_stopped(asyncio.to_thread(needed_memory, self._settings))
         if memory is None:
             return 0
-        if scarce := memory.check():
+        try:
+            scarce = memory.check()
+        except SettingsError as error:
+            if self._settings.control.url is None:
+                raise
+            scarce = str(error)  # the fleet may want other models than the settings name
+        if scarce:
             log.warning("memory is scarce", why=scarce)
         devices = await self._unless_stopped(self._devices())
         if devices is None:

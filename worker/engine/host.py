@@ -185,7 +185,7 @@ class _Host:
         self._queue.bound(bounds)
 
     def _trouble(self, trouble: Trouble) -> None:
-        self._sizing.limit(self._floor.limits)  # the device may have no memory for so many rows
+        self._sizing.choose()  # the device may have no memory for so many rows
         self._channel.send(trouble)
 
     def _drain(self) -> None:

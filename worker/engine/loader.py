@@ -23,7 +23,7 @@ from worker.engine.model import Array, Heads, Model, Proof, same
 from worker.engine.providers import CPU
 from worker.engine.session import RUN_ERRORS, Session, open_session
 from worker.engine.sizing import Sizing
-from worker.engine.trouble import DEVICE, classify, said
+from worker.engine.trouble import DEVICE, Kind, classify, said
 from worker.errors import DarkroomError, DeviceError, ModelError, RecordFault
 from worker.models.files import verify_files
 from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, load_manifest
@@ -88,8 +88,10 @@ def load_model(load: Load) -> Model:
     try:
         sizing_of(model, load.limits).widen()
     except RUN_ERRORS as error:
-        _not_the_device(model, error)
-        raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
+        if classify(error) is not Kind.OOM or not model.costs.largest:
+            _not_the_device(model, error)
+            raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
+        model.memory_cap = model.costs.largest  # others may have the rest of the memory now
     _rest(model, rows[0])
     return model
 

@@ -107,7 +107,10 @@ class Recovery:
         if not model.still_right():
             self._lose(Kind.STICKY, "NaN for whole batches, and for the golden sample")
         readings = model.predictions(model.run(batch))
-        if not all(map(not_finite, readings)):
+        if all(map(not_finite, readings)):
+            if len(batch) > 1 and not model.still_right(len(batch)):
+                self._lose(Kind.STICKY, f"NaN for batches of {len(batch)}, and for golden ones")
+        else:
             self._tell(Kind.SUSPECT, "NaN for a whole batch, and numbers when it was run again")
         return readings
 

@@ -83,7 +83,7 @@ class Sizing:
             self._runs += 1
             choices, rest = divmod(self._runs, _EVERY_RUNS)
         if rest == 0:
-            self._choose(probing=choices % _PROBE_EVERY == 0)
+            self.choose(probing=choices % _PROBE_EVERY == 0)
 
     def behind(self, seconds: float) -> None:
         """Note how long what waits in the worker will take."""
@@ -92,7 +92,7 @@ class Sizing:
     def limit(self, limits: Limits) -> None:
         """Keep to these limits from now on; sizes that they allow and are new are warmed aside."""
         self._limits = limits
-        self._choose()
+        self.choose()
 
     def widen(self) -> None:
         """Warm the sizes that batches may have, smallest first, while they may be of use.
@@ -108,7 +108,8 @@ class Sizing:
         """Warm nothing more."""
         self._closed = True
 
-    def _choose(self, *, probing: bool = False) -> None:
+    def choose(self, *, probing: bool = False) -> None:
+        """Choose anew: what is allowed, or what runs cost, has changed."""
         with self._lock:
             chosen = self._chosen(probing=probing)
             if chosen != self.bounds:
@@ -137,4 +138,4 @@ class Sizing:
             self._refused = self._next_size()
         with self._lock:
             self._widening = False
-        self._choose()
+        self.choose()

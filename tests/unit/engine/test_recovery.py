@@ -66,6 +66,9 @@ class Scripted:
             raise done
         return [array + np.float32(done or 0) for array in self._real.run(outputs, feeds)]
 
+    def shrink(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> None:
+        self._real.shrink(outputs, feeds)
+
 
 def turns(*acts: Exception | float | None) -> Act:
     """Do one after the other, then nothing."""
@@ -257,12 +260,23 @@ def test_a_batch_of_nan_that_has_numbers_when_run_again_is_served(device: Device
 def test_rows_that_give_nan_whenever_they_run_fail_and_the_device_is_not_suspected(
     device: Device,
 ) -> None:
-    engine = device.serve(lambda batch: None if is_golden(batch) else float("nan"))
+    def act(batch: Array) -> float | None:
+        return float("nan") if np.allclose(batch, MARK, atol=1e-3) else None
+
+    engine = device.serve(act, (MARKED,) * 4)
     assert (types(engine), kinds(engine)) == ([Fault] * 4, [])
     assert {end.reason for end in engine.ends.values() if isinstance(end, Fault)} == {
         Reason.RESULT_NOT_FINITE
     }
     assert engine.end() is None
+
+
+def test_a_size_of_batch_that_gives_nan_for_golden_samples_too_is_the_device_s_fault(
+    device: Device,
+) -> None:
+    engine = device.serve(lambda batch: None if len(batch) == 1 else float("nan"))
+    assert (engine.ends, kinds(engine)) == ({}, ["sticky"])
+    assert isinstance(engine.end(), DeviceError)
 
 
 @pytest.mark.parametrize("text", ["indices element out of data bounds", "unheard of"])
@@ -342,7 +356,7 @@ def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Act],
     ("act", "kind"),
     [
         (lambda _: native.Fail(ILLEGAL), "device"),
-        (lambda batch: native.Fail(ARENA) if len(batch) > 2 else None, "device"),
+        (lambda _: native.Fail(ARENA), "device"),
         (lambda _: native.Fail(CUDNN), "device"),
         (lambda _: native.Fail("nobody has recorded this"), "model"),
         (lambda _: float("nan"), "model"),
@@ -354,3 +368,17 @@ def test_a_fault_of_the_device_while_loading_refuses_no_version(
     answer = refusing(act)
     assert answer.kind == kind
     assert "hostname" not in answer.message
+
+
+def test_what_has_memory_for_small_batches_only_is_loaded_for_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scripted(*args: Any, **kwargs: Any) -> Any:
+        session = Scripted(open_session(*args, **kwargs), CUDA)
+        session.act = lambda batch: native.Fail(ARENA) if len(batch) > 2 else None
+        return session
+
+    monkeypatch.setattr(loader, "open_session", scripted)
+    asked = load(tmp_path / "1", graphs.version(tmp_path / "1"))
+    model = loader.load_model(asked)
+    assert (model.memory_cap, model.cap(asked.limits)) == (2, 2)
