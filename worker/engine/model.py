@@ -48,8 +48,6 @@ class Model:
     """Replaced whole while lanes run; the names stay."""
     max_size: int | None
     """Of the manifest."""
-    sample: Array
-    """The row of the first golden sample, as a batch of one."""
     costs: Costs
     """What batches take, by their size; their lock is the sizing's."""
     rows_mix: bool = False
@@ -100,6 +98,11 @@ class Model:
                 raise ValueError(f"output {name} has {len(output)} rows for {len(batch)}")
         return [output[:rows] for output in outputs]
 
+    def golden(self, rows: int) -> Array:
+        """Return a batch of so many rows, each that of the first golden sample."""
+        assert self.proof is not None
+        return np.repeat(self.proof.batch, rows, axis=0)
+
     def still_right(self, rows: int = 1) -> bool:
         """Run so many of the golden sample; say whether the device still gives what it gave.
 
@@ -107,7 +110,7 @@ class Model:
         """
         assert self.proof is not None
         try:
-            outputs = self.run(np.repeat(self.proof.batch, rows, axis=0))
+            outputs = self.run(self.golden(rows))
         except RUN_ERRORS:
             return False
         expected = [np.repeat(each, rows, axis=0) for each in self.proof.outputs]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 
 from worker.engine.lanes import Floor
@@ -134,7 +133,7 @@ class Profiler:
             profile=prefix,
         )
         aside = replace(model, session=session)
-        batch = np.repeat(model.sample, rows, axis=0)
+        batch = model.golden(rows)
         until_s, runs = time.monotonic() + _RUNS_S, 0
         while runs < _WARM_RUNS + 1 or (runs < _WARM_RUNS + _RUNS and time.monotonic() < until_s):
             aside.run(batch)
