@@ -177,6 +177,23 @@ def rollback(options: Rollback) -> None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forget(Change):
+    model: Model
+    version: Version
+
+
+@app.command(cls=Waiting, epilog="Example: darkroom fleet forget digits 9")
+@takes(Forget)
+def forget(options: Forget) -> None:
+    """Name a version no more that nothing uses: one whose rollout failed, or a mistyped digest."""
+    carry_out(
+        options,
+        lambda state, _now, _catalogue: edits.forget(state, options.model, options.version),
+        ["forget", options.model, options.version],
+    )
+
+
 @app.command(cls=Waiting, epilog="Example: darkroom fleet pause --worker w-1")
 @takes(Selected)
 def pause(options: Selected) -> None:
