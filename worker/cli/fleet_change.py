@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from worker.cli.fleet_options import WAIT_S, Change, Selected
-from worker.cli.fleet_rows import answers, differences, drawn, status_lines, worker_rows
+from worker.cli.fleet_rows import answers, differences, drawn, worker_rows
 from worker.cli.fleet_session import connected
 from worker.cli.terminal import for_people, say, write, write_json
 from worker.control.catalogue import Catalogue
@@ -88,7 +88,7 @@ def _view() -> Iterator[Callable[[Progress], None]]:
         yield _LineByLine().show
         return
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        yield lambda progress: live.update(drawn(status_lines(progress.look)), refresh=True)
+        yield lambda progress: live.update(drawn(progress.look, live.console.width), refresh=True)
 
 
 class _LineByLine:

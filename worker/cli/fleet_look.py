@@ -52,7 +52,7 @@ async def _status(config: Path | None, *, watch: bool, as_json: bool) -> None:
         with Live(console=Console(), auto_refresh=False) as live:
             while True:
                 look = await fleet.operator.look()
-                live.update(drawn(status_lines(look)), refresh=True)
+                live.update(drawn(look, live.console.width), refresh=True)
                 await asyncio.sleep(_WATCH_S)
 
 

@@ -78,6 +78,6 @@ def _under_way(rollout: Rollout, acks: Mapping[str, Ack]) -> str:
     needed = len(acks) if rollout.quorum is None else rollout.quorum
     text = (
         f"rollout {rollout.id} of {rollout.model} {rollout.version}: "
-        f"{len(prepared)} of {needed} prepared"
+        f"{len(prepared)} of {needed} {rollout.mode.done}"
     )
     return f"{text}; waiting for their turn: {', '.join(waiting)}" if waiting else text

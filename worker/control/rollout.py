@@ -132,7 +132,8 @@ def _timed_out(rollout: Rollout, acks: Mapping[str, Ack], unprepared: Mapping[st
         else f"{worker} (waiting for its turn; {said(ack)})"
         for worker, ack in unprepared.items()
     ]
-    return "; ".join([f"{after}: {prepared} of {needed} prepared", *_listed(missing)])
+    done = f"{prepared} of {needed} {rollout.mode.done}"
+    return "; ".join([f"{after}: {done}", *_listed(missing)])
 
 
 def _listed(items: list[str]) -> list[str]:

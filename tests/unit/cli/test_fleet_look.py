@@ -2,14 +2,18 @@
 
 import json
 import re
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from tests.channels import FakeRedis
 from tests.unit.cli.fleets import Fleet, serving
 from tests.unit.control.states import state
+from worker.cli.fleet_rows import drawn, status_lines
 from worker.control.answers import Answer, Code
 from worker.control.messages import encode_state
+from worker.control.progress import Look
 
 
 def test_the_status_is_what_the_contract_says(fleet: Fleet, redis: FakeRedis) -> None:
@@ -80,6 +84,44 @@ def test_a_fleet_that_is_as_it_should_be_has_converged(fleet: Fleet, redis: Fake
     redis.say(serving(state()))
 
     assert fleet("status").stdout.splitlines()[-1] == "converged"
+
+
+def test_a_fleet_without_a_state_yet_is_not_said_to_lack_anything(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    waiting = {"epoch": "", "observed": None, "generation": None, "digest": None}
+    redis.say(serving(state(), answer=Answer.PENDING, reason="no state", **waiting))
+
+    lines = fleet("status").stdout.splitlines()
+    asked = json.loads(fleet("status", "--json").stdout)
+
+    assert lines[0].startswith("no state yet: ")
+    assert lines[-1].startswith("w-1 ")
+    assert (asked["converged"], asked["reasons"]) == (False, [lines[0]])
+
+
+@pytest.mark.parametrize("worker", ["w-1", "darkroom-worker-7d9f8b6c5-x2k4q-1-5b6c7d8e"])
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_shows_who_serves_what_and_what_it_answers(
+    worker: str, width: int
+) -> None:
+    said = serving(state(), worker, device="GPU-8a56a4bc-e184-a047-2620-be19fdf913d5")
+    look = Look(state(), None, 7, "e-1", {worker: said}, {}, 0)
+    screen = StringIO()
+    Console(file=screen, width=width).print(drawn(look, width))
+
+    _, head, row, last = screen.getvalue().splitlines()[-4:]
+
+    assert (head.split()[0], head.split()[-1], last.strip()) == ("worker", "answer", "converged")
+    assert row.startswith(worker[:3])
+    assert worker[-6:] in row
+    assert "digits 1 (+ 2)" in row
+    assert row.rstrip().endswith("ack")
+
+
+def test_a_wide_terminal_shows_all_columns() -> None:
+    look = Look(state(), None, 7, "e-1", {"w-1": serving(state())}, {}, 0)
+    assert status_lines(look, width=200) == status_lines(look)
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,13 @@ CHANGED = (
     "a version never changes; publish the new content as another one (where the fleet's digest is a"
     " mistake, let it forget the version)"
 )
+NO_WAY_BACK = (
+    "digits has no version to go back to but 1, which is active: activate the one that you want"
+)
+NEEDED = (
+    "digits 2 is needed: it is active, stable is its alias, label zone=a is pinned to it, rule"
+    " premium leads to it, it is in the split; change that first"
+)
 GOING = "a rollout of digits 2 is under way (r-1): wait for its end, or abort it"
 
 
@@ -309,14 +316,12 @@ GOING = "a rollout of digits 2 is under way (r-1): wait for its end, or abort it
         (
             STATE,
             lambda s: edits.rollback(s, "digits"),
-            "digits has no version to go back to but 1, which is active: activate the one that you"
-            " want",
+            NO_WAY_BACK,
         ),
         (
             digits(previous="1", activated=5),
             lambda s: edits.rollback(s, None),
-            "digits has no version to go back to but 1, which is active: activate the one that you"
-            " want",
+            NO_WAY_BACK,
         ),
         (
             STATE,
@@ -333,8 +338,7 @@ GOING = "a rollout of digits 2 is under way (r-1): wait for its end, or abort it
                 split=frozen({"2": 1}),
             ),
             lambda s: edits.forget(s, "digits", "2"),
-            "digits 2 is needed: it is active, stable is its alias, label zone=a is pinned to it,"
-            " rule premium leads to it, it is in the split; change that first",
+            NEEDED,
         ),
         (STATE, edits.abort, "no rollout is under way, so there is none to abort"),
         (
