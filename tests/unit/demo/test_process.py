@@ -25,7 +25,7 @@ def test_a_worker_that_does_not_end_in_time_is_told_with_the_end_of_its_log(
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            with pytest.raises(CommandError, match="did not end within 0.05 s") as caught:
+            with pytest.raises(CommandError, match=r"did not end within 0\.05 s") as caught:
                 stop(process, log)
         finally:
             process.kill()
