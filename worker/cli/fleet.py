@@ -32,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.command("status", epilog=fleet_look.STATUS_EXAMPLE)(fleet_look.status)
+app.command("status", cls=Waiting, epilog=fleet_look.STATUS_EXAMPLE)(fleet_look.status)
 app.command("history", epilog=fleet_look.HISTORY_EXAMPLE)(fleet_look.history)
 app.command("explain", epilog=fleet_explain.EXAMPLE)(fleet_explain.explain_record)
 app.command("show", epilog=fleet_look.SHOW_EXAMPLE)(fleet_look.show)

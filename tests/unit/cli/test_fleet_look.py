@@ -3,6 +3,7 @@
 import json
 import re
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -84,6 +85,39 @@ def test_a_fleet_that_is_as_it_should_be_has_converged(fleet: Fleet, redis: Fake
     redis.say(serving(state()))
 
     assert fleet("status").stdout.splitlines()[-1] == "converged"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({}, 0), ({"answer": Answer.NACK, "code": Code.HEADROOM, "reason": "no room"}, 1)],
+)
+def test_the_status_that_is_waited_for_has_an_exit_code_and_shows_the_end(
+    changes: dict[str, Any], code: int, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state())
+    redis.say(serving(state(), **changes))
+
+    result = fleet("status", "--json", "--wait")
+
+    assert result.exit_code == code
+    assert json.loads(result.stdout)["converged"] == (code == 0)
+    assert fleet("status").exit_code == 0
+
+
+def test_a_status_that_does_not_come_in_time_is_exit_code_8(fleet: Fleet, redis: FakeRedis) -> None:
+    redis.store(state())
+
+    result = fleet("status", "--wait", "0")
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (8, "  no worker is alive")
+
+
+def test_a_fleet_without_a_state_is_not_waited_for(fleet: Fleet) -> None:
+    result = fleet("status", "--wait")
+
+    assert result.exit_code == 1
+    assert "no state yet" in result.stderr
+    assert fleet("status", "--wait", "--watch").exit_code == 2
 
 
 def test_a_fleet_without_a_state_yet_is_not_said_to_lack_anything(
