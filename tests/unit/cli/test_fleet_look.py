@@ -123,7 +123,7 @@ def test_a_fleet_without_a_state_is_not_waited_for(fleet: Fleet) -> None:
 def test_a_fleet_without_a_state_yet_is_not_said_to_lack_anything(
     fleet: Fleet, redis: FakeRedis
 ) -> None:
-    waiting = {"epoch": "", "observed": None, "generation": None, "digest": None}
+    waiting: dict[str, Any] = {"epoch": "", "observed": None, "generation": None, "digest": None}
     redis.say(serving(state(), answer=Answer.PENDING, reason="no state", **waiting))
 
     lines = fleet("status").stdout.splitlines()

@@ -247,16 +247,16 @@ async def test_what_came_of_a_load_is_not_lost_on_another_that_waits_for_it() ->
     await reconciler.apply(want(BOTH))
     cats = ModelRef("cats", "2")
     gate = shelf.gates[cats] = asyncio.Event()
-    moved = {"cats": ModelState({"1": None, "2": None}, "2")}
-    await cancelled(await started(reconciler, state(2, digits=digits("1"), **moved)))
-    again = await started(reconciler, state(3, digits=digits("2"), **moved))
+    moved = ModelState({"1": None, "2": None}, "2")
+    await cancelled(await started(reconciler, state(2, digits=digits("1"), cats=moved)))
+    again = await started(reconciler, state(3, digits=digits("2"), cats=moved))
     shelf.broken[cats] = ModelError("no")
     gate.set()
     report = await again
     assert shelf.loads[2:] == [cats, D2], "each once"
     assert [failure.ref for failure in report.failures] == [cats]
     assert shelf.serving == {"digits": "2", "cats": "1"}
-    await reconciler.apply(want(state(3, digits=digits("2"), **moved)))
+    await reconciler.apply(want(state(3, digits=digits("2"), cats=moved)))
     assert shelf.loads[4:] == [cats], "a pass that begins anew tries again"
 
 
