@@ -339,6 +339,8 @@ class Supervisor:
         began_s, spec = time.monotonic(), self._spec
         if self._dispatcher.served:  # others serve meanwhile
             spec = spec._replace(load=spec.load._replace(quiet=True))
+        if self._device is not None:
+            await self._device.answers()
         engine = await Engine.start(spec, self._spawn, deadline_s=deadline_s)
         if self._spec.load.limits != spec.load.limits:
             engine.set_limits(self._spec.load.limits)

@@ -151,3 +151,22 @@ async def test_no_engine_is_started_on_a_device_out_of_use_until_its_trial() -> 
         await until(lambda: not stage.supervisor.up)
         assert stage.spawn.started == 1
         assert stage.work.in_flight == 1
+
+
+async def test_no_engine_is_loaded_on_a_device_whose_driver_hangs_and_the_device_hears_of_it() -> (
+    None
+):
+    now_s, said = [100.0], ["it hangs", "it hangs"]
+
+    def ask() -> str | None:
+        return said.pop() if said else None
+
+    device, states = Device("GPU-1", to_cpu=True, clock_s=lambda: now_s[0], ask=ask), list[object]()
+    device.listeners.add(lambda: states.append((device.state, device.why)))
+    async with started(dies_of_first_row, serves, device=device) as stage:
+        now_s[0] += 60.0
+        stage.work.submit(jobs(1))
+        await until(lambda: len(stage.ends.of) == 1)
+        assert states == [(DeviceState.RESTARTING, "it hangs"), (DeviceState.GPU_OK, None)]
+        assert stage.spawn.started == 2, "the one that died, and the one that serves"
+        assert said == []
