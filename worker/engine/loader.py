@@ -89,7 +89,7 @@ def load_model(load: Load) -> Model:
         if classify(error) is not Kind.OOM or not model.costs.largest:
             _not_the_device(model, error)
             raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
-        model.memory_cap = model.costs.largest  # others may have the rest of the memory now
+        model.headroom.hold(model.costs.largest)  # others may have the rest of the memory now
     _rest(model, rows[0])
     return model
 
