@@ -18,6 +18,7 @@ from worker.config_profiles import filled_by
 from worker.config_sections import ControlSettings, KafkaSettings, Section, Settings
 from worker.config_sources import PREFIX, Sources
 from worker.config_words import expected
+from worker.engine.providers import option_problems
 from worker.errors import SettingsError
 from worker.types import POLICIES
 
@@ -152,6 +153,8 @@ def _cross_checks(settings: Settings) -> Iterator[Check]:
     yield from _security_checks(settings.kafka)
     yield from _file_checks(settings)
     yield from _control_checks(settings.control)
+    for problem in option_problems(settings.engine.provider_options):
+        yield ("engine.provider_options",), problem
     models, batch, limits = settings.models, settings.batch, settings.limits
     if models.default not in models.active:
         names = ", ".join(models.active) or "none"

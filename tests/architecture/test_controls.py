@@ -20,6 +20,7 @@ BAD = [
     (rules.layering, "worker.engine.x", "from worker.models.repository import find"),
     (rules.layering, "worker.cli.run", "if TYPE_CHECKING:\n    from worker.engine import host"),
     (rules.layering, "worker.types", "import worker"),
+    (rules.layering, "worker.config", "from worker.engine import devices"),
     (rules.layering, "worker.utils", ""),
     (rules.ownership, "worker.kafka.x", "import cv2"),
     (rules.ownership, "worker.pipeline", "from aiokafka.errors import KafkaError"),
@@ -45,6 +46,7 @@ BAD = [
 GOOD = [
     (rules.layering, "worker.cli.run", "from worker.app import App\nfrom worker.kafka import x"),
     (rules.layering, "worker.engine.x", "from worker.models.manifest import Manifest"),
+    (rules.layering, "worker.config", "from worker.engine.providers import option_problems"),
     (rules.ownership, "worker.vision.x", "import os, cv2\nfrom worker import errors"),
     (rules.environment, "worker.config", "import os\nos.environ.get('A')"),
     (rules.printing, "worker.cli.x", "print('x')"),
@@ -85,7 +87,8 @@ def test_code_of_the_other_kind_of_process_is_found_through_others() -> None:
         parse("worker.errors", ""),
         parse("worker.engine.host", "import worker.models.y"),
         parse("worker.models.y", "import worker.config"),
-        parse("worker.config", ""),
+        parse("worker.config", "import worker.engine.providers"),
+        parse("worker.engine.providers", ""),
     ]
     assert rules.processes(modules) == [
         "worker.app ends up with worker.vision.decode",

@@ -24,6 +24,7 @@ from worker.protocol.messages import (
     Row,
     Stopped,
     Submit,
+    Warmed,
 )
 from worker.protocol.page import Page
 from worker.types import Limits
@@ -64,6 +65,7 @@ class Engine:
         self._sock = ours
         self.channel = Channel(ours)
         self.page = Page.make(lanes=2, max_ids=16)
+        self.warmed: list[Warmed] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.thread: threading.Thread | None = None
         if kind == "process":
@@ -135,6 +137,9 @@ class Engine:
         return int(line.split()[1]) * 1024
 
     def _take(self, message: Message | None, ends: dict[int, tuple[End, Outcomes]]) -> None:
+        if isinstance(message, Warmed):
+            self.warmed.append(message)
+            return
         assert isinstance(message, Outcomes), message
         here: list[End] = [*message.done, *message.faults, *message.retries]
         for end in here:

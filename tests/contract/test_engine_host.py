@@ -132,6 +132,8 @@ def test_a_larger_size_that_comes_while_it_serves_is_warmed_used_and_told(
         cap, sizes, first = messages[-1].cap, [m.batch_size for m in messages], first + 64
     assert cap == 16
     assert 2 < max(sizes) <= 16
+    told = [int(size) for message in engine.warmed for size in message.service_ms]
+    assert max(told) >= max(sizes), "the watchdog knows what it takes"
 
 
 def test_without_a_size_it_finds_one_and_tells_it(engine: Engine, asked: Load) -> None:

@@ -8,6 +8,10 @@ import pytest
 
 from tests.contract.engines import DEADLINE_S, Engine, load
 from tests.unit.engine import graphs
+from tests.unit.engine.test_recovery import Device
+from worker.engine import host
+from worker.engine.devices import cuda_problem
+from worker.engine.providers import CUDA
 from worker.profiling.recording import Recording
 from worker.protocol.messages import Load, Outcomes, Profiled, StartProfile
 
@@ -121,6 +125,22 @@ def test_a_model_that_cannot_be_opened_again_costs_onnx_runtimes_profile_alone(
     assert found.kernels is None
     (note,) = found.notes
     assert "ONNX Runtime's own profile could not be taken" in note
+
+
+@pytest.mark.skipif(cuda_problem() is None, reason="CUDA is there, and would be profiled")
+def test_another_provider_than_the_one_that_serves_is_not_profiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, file = Device(tmp_path / "model", CUDA), tmp_path / "1.json"
+    monkeypatch.setattr(host, "load_model", lambda _: device.model)
+    with Engine("thread") as engine:
+        engine.load(device.asked._replace(policy="prefer-gpu"))
+        engine.channel.send(StartProfile(0.05, "engine", str(file), kernels=True))
+        assert profiled(engine) == Profiled(None)
+    found = Recording.read(file)
+    assert found.kernels is None
+    (note,) = found.notes
+    assert "engine.policy is require-cuda, but" in note
 
 
 def test_an_engine_that_is_profiled_stops_at_once_when_it_is_told(

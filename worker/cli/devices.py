@@ -13,11 +13,10 @@ from worker.cli.terminal import say, write, write_json
 
 if TYPE_CHECKING:
     from worker.config_sections import Settings
-    from worker.inference.devices import Verdict
+    from worker.inference.devices import Devices, Verdict
     from worker.protocol.survey import Survey
 
 EXAMPLE = "Example: darkroom devices --json"
-CPU_PROVIDER = "CPUExecutionProvider"
 
 
 def devices(*, config: Config = None, as_json: Json = False) -> None:
@@ -55,24 +54,38 @@ def _chosen(seen: "Survey", settings: "Settings") -> dict[str, Any]:
     from worker.config import environment
     from worker.errors import DeviceError
     from worker.inference.budget import budget_of
-    from worker.inference.devices import NO_DEVICES, PROVIDER, REQUIRE, choose
+    from worker.inference.devices import NO_DEVICES, choose
 
-    engine, refused, taken = settings.engine, None, NO_DEVICES
+    engine, provider, refused, taken = settings.engine, None, None, NO_DEVICES
     try:
         taken = choose(seen, engine, environment())
-        if engine.policy in REQUIRE and not taken.chosen:
-            refused = f"engine.policy is {engine.policy}, but {taken.problem}"
+        provider = _provider(seen, taken, settings)
     except DeviceError as error:
         refused = str(error)
     uuids = [device.uuid for device in taken.chosen]
     return {
         "policy": engine.policy,
         "devices": [] if refused else uuids or [seen.cpu],
-        "provider": None if refused else PROVIDER if uuids else CPU_PROVIDER,
+        "provider": provider,
         "lanes": budget_of(settings).lanes,
         "problem": taken.problem,
         "refused": refused,
     }
+
+
+def _provider(seen: "Survey", taken: "Devices", settings: "Settings") -> str:
+    """Return the best provider of the ladder that engines would try. Raises DeviceError: none."""
+    from worker.engine.providers import choices
+    from worker.inference.devices import on_gpu
+
+    policy = settings.engine.policy
+    tried = choices(
+        on_gpu(policy) if taken.chosen else taken.policy(policy),
+        available=seen.providers,
+        cuda_problem=lambda: None if taken.chosen else taken.problem,
+        named=settings.engine.provider_options,
+    )
+    return tried[0].provider
 
 
 def _cpu(seen: "Survey") -> dict[str, Any]:

@@ -129,6 +129,7 @@ async def proved(version: Version, settings: Settings) -> dict[str, Any]:
     try:
         said = engine.loaded._asdict()
         service_ms = {size: round(ms, 3) for size, ms in engine.loaded.service_ms.items()}
+        said["fallback"] = said["fallback"] or devices.fallback
         return {**said, "load_ms": round(engine.loaded.load_ms, 1), "service_ms": service_ms}
     finally:
         await engine.destroy()

@@ -4,6 +4,7 @@ Works alike in a process of its own and on a thread of a test: it touches no sig
 the process.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from enum import Enum
 
 from worker.engine.batcher import Bounds
 from worker.engine.lanes import Floor, Lane
-from worker.engine.loader import load_model, loaded, sizing_of
+from worker.engine.loader import load_model, loaded, service_ms, sizing_of
 from worker.engine.model import Model
 from worker.engine.profile import Profiler
 from worker.engine.queue import Queue, Work
@@ -34,6 +35,7 @@ from worker.protocol.messages import (
     Stopped,
     Submit,
     Trouble,
+    Warmed,
 )
 from worker.protocol.page import Page
 from worker.types import Limits
@@ -133,6 +135,8 @@ class _Host:
             trouble=self._trouble,
             failpoints=Failpoints(load.failpoint),
         )
+        self._largest = model.costs.largest
+        """Size of batch that the worker has been told of."""
         self._crash: BaseException | None = None
         self._lanes = [
             threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
@@ -182,7 +186,15 @@ class _Host:
 
     def _bound(self, bounds: Bounds) -> None:
         self._floor.rows.cap = self._sizing.most
+        self._tell_sizes()
         self._queue.bound(bounds)
+
+    def _tell_sizes(self) -> None:
+        costs = self._floor.model.costs
+        if costs.largest > self._largest:
+            self._largest = costs.largest
+            with contextlib.suppress(OSError):  # the worker has gone; `receive` sees it too
+                self._channel.send(Warmed(service_ms(costs)))
 
     def _trouble(self, trouble: Trouble) -> None:
         self._sizing.choose()  # the device may have no memory for so many rows

@@ -89,7 +89,7 @@ def load_model(load: Load) -> Model:
         if classify(error) is not Kind.OOM or not model.costs.largest:
             _not_the_device(model, error)
             raise ModelError(f"its largest batch cannot be run: {error}", file=file) from error
-        model.memory_cap = model.costs.largest  # others may have the rest of the memory now
+        model.headroom.hold(model.costs.largest)  # others may have the rest of the memory now
     _rest(model, rows[0])
     return model
 
@@ -106,7 +106,7 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
         max_size=sizing_of(model, limits).bounds.cap,
         row_bytes=model.row_bytes,
         load_ms=load_ms,
-        service_ms={str(size): taken_s * 1e3 for size, taken_s in model.costs.times_s.items()},
+        service_ms=service_ms(model.costs),
         signature={
             "inputs": [tensor._asdict() for tensor in graph.inputs],
             "outputs": [tensor._asdict() for tensor in graph.outputs],
@@ -116,6 +116,11 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
             "refused": model.session.refused,
         },
     )
+
+
+def service_ms(costs: Costs) -> dict[str, float]:
+    """Return what batches take, by their size, as messages have it."""
+    return {str(size): taken_s * 1e3 for size, taken_s in costs.times_s.items()}
 
 
 def _heads(

@@ -4,7 +4,7 @@ Pure calls on arrays, for any lane at once; it must not know threads, records or
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from worker.engine.contract import Agreement
 from worker.engine.costs import Costs
+from worker.engine.headroom import Headroom
 from worker.engine.session import RUN_ERRORS, Session
 from worker.errors import RecordFault
 from worker.types import Limits
@@ -54,8 +55,7 @@ class Model:
     """Rows of one batch change each other's results: they are run one by one."""
     proof: Proof | None = None
     """Set once the golden samples have been right."""
-    memory_cap: int | None = None
-    """Rows of a batch for which the device had no memory any more, halved."""
+    headroom: Headroom = field(default_factory=Headroom)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -78,8 +78,8 @@ class Model:
             allowed.append(self.agreement.fixed_batch)
         if self.rows_mix:
             allowed.append(1)
-        if self.memory_cap is not None:
-            allowed.append(self.memory_cap)
+        if self.headroom.rows is not None:
+            allowed.append(self.headroom.rows)
         return max(1, min(allowed))
 
     def run(self, batch: Array) -> list[Array]:

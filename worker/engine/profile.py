@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from worker.engine.lanes import Floor
+from worker.engine.providers import only
 from worker.engine.session import RUN_ERRORS, open_session
 from worker.errors import DarkroomError
 from worker.models.manifest import MODEL_NAME
@@ -118,6 +119,7 @@ class Profiler:
     def _kernels(self, lanes: Sequence[LaneTrack], prefix: Path) -> Kernels:
         """Profile runs of the golden sample in batches as they were, on a second session.
 
+        On the provider that serves, or not at all: another one's kernels would tell nothing.
         ONNX Runtime takes no profile of a session that was opened without one, and ends each but
         once; what serves must be the session that proved itself, so it is not replaced by another.
         """
@@ -127,7 +129,7 @@ class Profiler:
         model, load = self._floor.model, self._load
         session = open_session(
             Path(load.folder) / MODEL_NAME,
-            policy=load.policy,
+            policy=only(model.session.stamp.provider),
             options=load.session,
             given=load.provider_options,
             profile=prefix,

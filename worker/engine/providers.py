@@ -1,11 +1,12 @@
 """The execution providers as data, and from the policy of the settings to those to try, in order.
 
-A seam: one row for each provider; nothing here opens a session.
+A seam: one row for each provider; nothing here opens a session. Pure: the worker's side reads it
+too, to check settings and to tell what engines will take.
 """
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -207,28 +208,37 @@ def choices(
     return usable
 
 
+def only(provider: str) -> str:
+    """Return the policy that is content with this provider alone."""
+    return "cpu" if provider == CPU else f"require-{PROVIDERS[provider].short.lower()}"
+
+
 def provider_options(given: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
     """Return the options of every provider: its defaults, and what was given.
 
-    Raises one SettingsError for all keys and values that are not known: what ONNX Runtime makes of
-    a typo is a session on the CPU.
+    Raises one SettingsError for all keys and values that are not known.
     """
-    problems = []
-    for name, options in given.items():
-        if name not in PROVIDERS:
-            meant = _nearest(name, PROVIDERS)
-            problems.append(f"engine.provider_options.{name}: no execution provider{meant}")
-            continue
-        known = PROVIDERS[name].options
-        for key, value in options.items():
-            where = f"engine.provider_options.{name}.{key}"
-            if key not in known:
-                problems.append(f"{where}: not an option{_nearest(key, known)}")
-            elif not re.fullmatch(known[key], value):
-                problems.append(f"{where}: cannot be {value!r}; expected {known[key]}")
+    problems = [f"engine.provider_options.{problem}" for problem in option_problems(given)]
     if problems:
         raise SettingsError("\n".join(problems))
     return {each.name: {**each.defaults, **given.get(each.name, {})} for each in LADDER}
+
+
+def option_problems(given: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield what is wrong with options: what ONNX Runtime makes of a typo is a session on the CPU.
+
+    Each begins with the provider, and the key where there is one.
+    """
+    for name, options in given.items():
+        if name not in PROVIDERS:
+            yield f"{name}: no execution provider{_nearest(name, PROVIDERS)}"
+            continue
+        known = PROVIDERS[name].options
+        for key, value in options.items():
+            if key not in known:
+                yield f"{name}.{key}: not an option{_nearest(key, known)}"
+            elif not re.fullmatch(known[key], value):
+                yield f"{name}.{key}: cannot be {value!r}; expected {known[key]}"
 
 
 def _is_wanted(each: Provider, policy: str, named: Collection[str]) -> bool:

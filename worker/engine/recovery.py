@@ -58,14 +58,16 @@ class Recovery:
         been told, and none of these works has had an outcome.
         """
         try:
-            return [self._run(works, batch)]
+            message = self._run(works, batch)
         except RUN_ERRORS as error:
             return self._answer(works, batch, error)
+        self._model.headroom.found(len(works))
+        return [message]
 
     def _answer(self, works: Sequence[Work], batch: Array, error: Exception) -> list[Outcomes]:
         """Answer a run that raised, by what its error shows."""
         kind = classify(error)
-        if kind is Kind.OOM and len(works) > 1:
+        if kind is Kind.OOM and len(works) > 1 and self._model.agreement.fixed_batch is None:
             return self._smaller(works, batch, error)
         if kind in {Kind.SUSPECT, Kind.UNKNOWN} and not self._model.still_right():
             self._lose(Kind.STICKY, said(error))
@@ -75,9 +77,9 @@ class Recovery:
         return self._one_by_one(works, batch, error)
 
     def _smaller(self, works: Sequence[Work], batch: Array, error: Exception) -> list[Outcomes]:
-        """Run works in halves, and let no batch be larger from now on."""
-        model, half = self._model, len(works) // 2
-        model.memory_cap = min(half, model.memory_cap or half)
+        """Run works in halves, and let no batch be larger for the time being."""
+        half = len(works) // 2
+        self._model.headroom.lacked(len(works))
         self._tell(Kind.OOM, said(error))
         messages: list[Outcomes] = []
         for at in range(0, len(works), half):
@@ -125,7 +127,9 @@ class Recovery:
 
     def _lose(self, kind: Kind, message: str) -> NoReturn:
         if kind is Kind.OOM:  # after which an engine goes on; this one has no rows to give up
-            kind, message = Kind.STICKY, f"no memory for one row: {message}"
+            least = self._model.agreement.fixed_batch or 1
+            rows = "one row" if least == 1 else f"{least} rows, as the graph wants them"
+            kind, message = Kind.STICKY, f"no memory for {rows}: {message}"
         self._tell(kind, message)
         raise DeviceError(f"{kind}: {message}") from None
 

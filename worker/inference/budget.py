@@ -120,9 +120,13 @@ def affinity_cores() -> int:
 def quota_cores(root: Path = Path("/")) -> float:
     """Return how many cores' time the control groups give this process; infinite: no quota."""
     quotas = [inf]
-    for text in _read_up(root, "cpu.max"):
-        quota, _, period = text.partition(" ")
-        if quota != "max":
+    for folder in _groups(root):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if period and quota != "max":
+            quotas.append(int(quota) / int(period))
+    for folder in _groups(root, "cpu"):
+        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if period and quota not in {"", "-1"}:
             quotas.append(int(quota) / int(period))
     return min(quotas)
 
@@ -130,8 +134,11 @@ def quota_cores(root: Path = Path("/")) -> float:
 def memory_bytes(root: Path = Path("/")) -> int:
     """Return the memory that this process may use: the machine's, or its control group's."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(text) for text in _read_up(root, "memory.max") if text != "max"]
-    return min([machine, *limits])
+    limits = [
+        *(_text(folder / "memory.max") for folder in _groups(root)),
+        *(_text(folder / "memory.limit_in_bytes") for folder in _groups(root, "memory")),
+    ]
+    return min([machine, *(int(limit) for limit in limits if limit not in {"", "max"})])
 
 
 def resident_bytes(pids: Iterable[int], root: Path = Path("/")) -> int:
@@ -164,19 +171,29 @@ def _held(pid: int, root: Path) -> tuple[int, int]:
     return most, sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
 
 
-def _read_up(root: Path, name: str) -> list[str]:
-    """Return what a file of control groups v2 says in the group of this process and those above."""
-    mount = root / "sys/fs/cgroup"
+def _groups(root: Path, controller: str = "") -> list[Path]:
+    """Return the folders of this process's control group and of those above it.
+
+    `controller`: where version 1 is mounted, which has a tree of groups for each; version 2 has one
+    for all.
+    """
+    mount = root / "sys/fs/cgroup" / controller
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    group = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = "/"
+    for line in lines:  # number of the tree, its controllers, group
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = path
     folder = mount / group.strip("/")
-    found = []
-    for place in (folder, *folder.parents):
-        if (place / name).is_file():
-            found.append((place / name).read_text().strip())
-        if place == mount:
-            break
-    return found
+    return [place for place in (folder, *folder.parents) if place.is_relative_to(mount)]
+
+
+def _text(file: Path) -> str:
+    """Return what stands in a file; empty where it is not there."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""

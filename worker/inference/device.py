@@ -1,6 +1,7 @@
 """One device as all engines of this worker share it: who may start there, and who hears of it.
 
-Times and turns around the ladder, which decides. It must not know models.
+Times and turns around the ladder, which decides; and its driver, asked before a load would hang
+in it. It must not know models.
 """
 
 import asyncio
@@ -11,16 +12,29 @@ from math import isinf
 
 import structlog
 
+from worker.errors import DeviceError
 from worker.inference.ladder import DeviceState, Ladder
+from worker.inference.survey import driver_problem
+
+_ANSWERED_S = 10.0
+"""So long an answer of the driver counts, as the one at the start of the worker."""
 
 _log = structlog.get_logger()
 
 
 class Device:
-    """A device by its UUID. `listeners` are called after each change."""
+    """A device by its UUID. `listeners` are called after each change.
+
+    `ask` blocks while the driver is asked; it returns why that does not answer, or None.
+    """
 
     def __init__(
-        self, uuid: str, *, to_cpu: bool, clock_s: Callable[[], float] = time.monotonic
+        self,
+        uuid: str,
+        *,
+        to_cpu: bool,
+        clock_s: Callable[[], float] = time.monotonic,
+        ask: Callable[[], str | None] = driver_problem,
     ) -> None:
         self.uuid = uuid
         self.why: str | None = None
@@ -28,6 +42,8 @@ class Device:
         self.listeners: set[Callable[[], None]] = set()
         self._ladder = Ladder(to_cpu=to_cpu)
         self._clock_s = clock_s
+        self._ask = ask
+        self._answered_s = clock_s()  # that is how it was found
         self._moved = asyncio.Event()
 
     @property
@@ -52,6 +68,17 @@ class Device:
         before = self.state
         self._ladder.starting()
         self._tell(before)
+
+    async def answers(self) -> None:
+        """Ask its driver, unless it answered a moment ago: a load would hang in it for minutes.
+
+        Raises DeviceError: it does not answer.
+        """
+        if self._clock_s() - self._answered_s < _ANSWERED_S:
+            return
+        if (problem := await asyncio.to_thread(self._ask)) is not None:
+            raise DeviceError(problem)
+        self._answered_s = self._clock_s()
 
     def loaded(self) -> None:
         """Take note that an engine proved itself on it."""

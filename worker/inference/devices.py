@@ -33,6 +33,8 @@ class Verdict(NamedTuple):
 
     gpu: Gpu
     problem: str | None
+    hidden: bool = False
+    """It is not ours by CUDA_VISIBLE_DEVICES: nobody wants it here."""
 
 
 class Devices(NamedTuple):
@@ -44,6 +46,8 @@ class Devices(NamedTuple):
     """Why none is chosen; None also where no GPU is wanted."""
     answered: bool = True
     """False: the driver hung, or brought a process down."""
+    fallback: bool = False
+    """A GPU is wanted and there, as far as its driver tells, and none is chosen."""
 
     @property
     def first(self) -> str | None:
@@ -56,6 +60,11 @@ class Devices(NamedTuple):
 
 
 NO_DEVICES = Devices()
+
+
+def on_gpu(policy: str) -> str:
+    """Return the policy for engines that are given a GPU: it must be used, the CPU is another's."""
+    return policy if policy in REQUIRE else "require-gpu"
 
 
 def devices_of(
@@ -98,14 +107,19 @@ def choose(seen: Survey, engine: EngineSettings, environ: Mapping[str, str]) -> 
     problem = None if chosen else _why_none(verdicts, seen, environ)
     if engine.policy in REQUIRE and problem not in {None, NO_DRIVER}:
         raise DeviceError(f"engine.policy is {engine.policy}, but no GPU is usable: {problem}")
-    return Devices(chosen, verdicts, problem, seen.answered)
+    fallback = not chosen and (not seen.answered or any(not one.hidden for one in verdicts))
+    return Devices(chosen, verdicts, problem, seen.answered, fallback)
 
 
 def judge(seen: Survey, engine: EngineSettings, environ: Mapping[str, str]) -> tuple[Verdict, ...]:
     """Return a verdict on every GPU: the usable ones first, and of these the best."""
     hidden = _hidden(seen.gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     verdicts = [
-        Verdict(gpu, gpu.problem or hidden.get(gpu.uuid) or _problem(gpu, seen, engine))
+        Verdict(
+            gpu,
+            gpu.problem or hidden.get(gpu.uuid) or _problem(gpu, seen, engine),
+            gpu.uuid in hidden,
+        )
         for gpu in seen.gpus
     ]
     return tuple(sorted(verdicts, key=lambda one: (one.problem is not None, _rank(one.gpu))))

@@ -1,13 +1,23 @@
-"""Whether a device has become far slower than it was: runs held to the times of the warm-up."""
+"""What a run may take, by the times of the warm-up: when it hangs, when its device became slow."""
 
 from collections.abc import Mapping
 
+_HANGING_FLOOR_S = 30.0
+"""The largest picture allowed takes about 2 s to decode; ten times that on a starved machine."""
+_HANGING_RUNS = 20
+"""A run is hanging when it takes so many times the slowest one measured while warming."""
 _RUNS = 200
 _SLOW_RUNS = 3
 """More than 1 % of the runs: their 99th percentile is too slow."""
 _SLOWER = 10
 _FLOOR_MS = 100.0
 """What is faster may have waited for a core of a busy machine."""
+
+
+def hanging_s(service_ms: Mapping[str, float]) -> float:
+    """Return after how long a lane hangs; `service_ms` as for `Pace`."""
+    slowest_s = max(service_ms.values(), default=0.0) / 1e3
+    return max(_HANGING_FLOOR_S, _HANGING_RUNS * slowest_s)
 
 
 class Pace:

@@ -6,7 +6,7 @@ Whose fault an engine's end was decides who hears of it: its device, or its vers
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -17,7 +17,7 @@ from worker.inference.dispatcher import Dispatcher
 from worker.inference.engines import LOAD_DEADLINE_S, Engine, EngineSpec
 from worker.inference.faults import answer_to
 from worker.inference.feed import Attached
-from worker.inference.pace import Pace
+from worker.inference.pace import Pace, hanging_s
 from worker.inference.process import Spawn
 from worker.inference.status import Status
 from worker.inference.window import Window
@@ -28,13 +28,10 @@ from worker.protocol.messages import (
     StartProfile,
     Stopped,
     Trouble,
+    Warmed,
 )
 from worker.types import EngineStamp, Limits, ModelStamp
 
-_WATCHDOG_FLOOR_S = 30.0
-"""The largest picture allowed takes about 2 s to decode; ten times that on a starved machine."""
-_WATCHDOG_RUNS = 20
-"""A run is hanging when it takes so many times the slowest one measured while warming."""
 _LOOKS_PER_WATCHDOG = 10
 _SERVED_WELL_S = 60.0
 """An engine that lived so long ends the back-off."""
@@ -263,12 +260,19 @@ class Supervisor:
                 case Outcomes():
                     self._dispatcher.outcomes(engine, message)
                     self._compare(engine, message)
+                case Warmed(service_ms):
+                    self._warmed(engine, service_ms)
                 case Trouble():
                     self._troubled(engine, message)
                 case Stopped():
                     return
                 case _:
                     raise ChannelError(f"an engine that sends {type(message).__name__}")
+
+    def _warmed(self, engine: Engine, service_ms: Mapping[str, float]) -> None:
+        known_ms = {**service_ms, **engine.loaded.service_ms}  # when it loaded it was proven
+        self._loaded = engine.loaded = engine.loaded._replace(service_ms=known_ms)
+        self._pace = Pace(known_ms)
 
     def _troubled(self, engine: Engine, trouble: Trouble) -> None:
         if trouble.kind not in _PASSING:
@@ -288,8 +292,7 @@ class Supervisor:
 
     async def _watch(self, engine: Engine) -> None:
         """Kill the engine when one of its lanes hangs: a heartbeat would go on meanwhile."""
-        watchdog_s = self._watchdog_s(engine)
-        while not (stuck := engine.held_longer_than(watchdog_s)):  # noqa: ASYNC110 - a page in shared memory wakes nobody
+        while not (stuck := engine.held_longer_than(watchdog_s := self._watchdog_s(engine))):  # noqa: ASYNC110 - a page in shared memory wakes nobody
             await asyncio.sleep(min(1.0, watchdog_s / _LOOKS_PER_WATCHDOG))
         # Only those of the lanes that hang: the others were not at fault for this end.
         self._stuck = stuck
@@ -339,6 +342,8 @@ class Supervisor:
         began_s, spec = time.monotonic(), self._spec
         if self._dispatcher.served:  # others serve meanwhile
             spec = spec._replace(load=spec.load._replace(quiet=True))
+        if self._device is not None:
+            await self._device.answers()
         engine = await Engine.start(spec, self._spawn, deadline_s=deadline_s)
         if self._spec.load.limits != spec.load.limits:
             engine.set_limits(self._spec.load.limits)
@@ -381,8 +386,7 @@ class Supervisor:
     def _watchdog_s(self, engine: Engine) -> float:
         if self._spec.watchdog_s is not None:
             return self._spec.watchdog_s
-        slowest_s = max(engine.loaded.service_ms.values(), default=0.0) / 1e3
-        return max(_WATCHDOG_FLOOR_S, _WATCHDOG_RUNS * slowest_s)
+        return hanging_s(engine.loaded.service_ms)
 
     def _state(self) -> str:
         if self._loaded is None:

@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from worker.config import environment
 from worker.errors import ChannelError
@@ -16,6 +16,8 @@ from worker.protocol.survey import CUDA_LIBRARY, Survey, decode
 _COMMAND = (sys.executable, "-m", "worker.engine.survey")
 _DEADLINE_S = 60.0
 """Without persistence mode a driver starts every GPU anew: seconds for each of eight."""
+_AGAIN_S = 30.0
+"""Where it has answered before."""
 _REAP_S = 1.0
 
 
@@ -66,6 +68,19 @@ def survey(
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         how = f"exit code {process.returncode}" + (f": {last}" if last else "")
         return _unanswered(f"the process that asks the NVIDIA driver ended: {how}")
+
+
+def driver_problem(
+    *, found: Callable[[], bool] = driver_found, look: Callable[..., Survey] = survey
+) -> str | None:
+    """Return why a driver that has answered before does not now; None: it does, or has gone.
+
+    Blocks until a deadline.
+    """
+    if not found():
+        return None
+    seen = look(deadline_s=_AGAIN_S)
+    return None if seen.answered else seen.cuda_problem
 
 
 def _unanswered(why: str) -> Survey:

@@ -12,6 +12,7 @@ import structlog
 from worker.errors import DarkroomError, DeviceError, EngineFault, ModelError
 from worker.inference.budget import Share
 from worker.inference.device import Device
+from worker.inference.devices import on_gpu
 from worker.inference.dispatcher import Dispatcher
 from worker.inference.engines import EngineSpec
 from worker.inference.pool import Pool, PoolSpec
@@ -259,8 +260,7 @@ class Loader:
         engines = []
         for share, uuid in zip(self._terms.shares(name, len(uuids)), uuids, strict=True):
             spec = self._engine(version, share, quiet=quiet)
-            # One that was chosen must be used: the CPU is another engine.
-            load = spec.load._replace(policy="require-gpu")
+            load = spec.load._replace(policy=on_gpu(options.policy))
             engines.append(spec._replace(load=load, device=uuid))
         fallbacks = (
             each._replace(load=each.load._replace(policy="cpu"), fallback=True) for each in on_cpu
@@ -281,7 +281,8 @@ class Loader:
             quiet=quiet,
             provider_options=options.provider_options,
         )
-        return EngineSpec(version.ref, load, options.watchdog_s)
+        fallback = options.devices.fallback
+        return EngineSpec(version.ref, load, options.watchdog_s, fallback=fallback)
 
     def _refuse_open(self, berth: Berth) -> None:
         """Raise at once while a version's breaker is open, with the last error and its code."""

@@ -4,8 +4,9 @@ DARKROOM_FAILPOINT = `NAME=ACTION[@MARK][?FILE]`, several with `;`. Names: after
 before_run after_run after_send before_commit. Actions: `kill` (SIGKILL of the process that meets
 it: what the kernel does to one that is out of memory), `abort`, `segfault`, `hang` (that thread
 sleeps for ever), `freeze` (it sleeps and holds the interpreter: no thread of Python goes on),
-`spin` (it never ends and keeps a core busy), `raise`. MARK: act only for data that contain these
-bytes (an image, a key); without it always. FILE: act once, while there is such a file; it is
+`spin` (it never ends and keeps a core busy), `allocate` (it takes memory, and fills it, until the
+kernel or a limit ends that; a gigabyte at most), `raise`. MARK: act only for data that contain
+these bytes (an image, a key); without it always. FILE: act once, while there is such a file; it is
 removed first, so that the next process does not meet it again.
 """
 
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 Buffer = bytes | bytearray | memoryview
+
+_ALLOCATED_BYTES = 1 << 30
+_PIECE_BYTES = 1 << 24
 
 
 class Failpoint(StrEnum):
@@ -53,6 +57,12 @@ def _spin() -> None:
         pass
 
 
+def _allocate() -> None:
+    pieces = range(0, _ALLOCATED_BYTES, _PIECE_BYTES)
+    taken = [b"x" * _PIECE_BYTES for _ in pieces]
+    raise MemoryError(f"failpoint: allocate had all of its {len(taken)} pieces")
+
+
 def _raise() -> None:
     raise RuntimeError("failpoint: raise")
 
@@ -64,6 +74,7 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "hang": _hang,
     "freeze": _freeze,
     "spin": _spin,
+    "allocate": _allocate,
     "raise": _raise,
 }
 

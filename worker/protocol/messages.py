@@ -4,7 +4,7 @@ One message = a small JSON header, then raw bytes (the body). The channel frames
 does I/O. Ids are the worker's own numbers for records, unique for the life of a worker.
 
 worker -> engine    Load, Submit, SetLimits, StartProfile, Bye
-engine -> worker    Loaded | LoadFailed, Outcomes, Profiled, Trouble, Stopped
+engine -> worker    Loaded | LoadFailed, Outcomes, Warmed, Profiled, Trouble, Stopped
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,6 +96,13 @@ class SetLimits(NamedTuple):
     limits: Limits
 
 
+class Warmed(NamedTuple):
+    """Batches may be larger than when the version was loaded; sent before the first that is."""
+
+    service_ms: dict[str, float]
+    """As that of Loaded, of all sizes."""
+
+
 class StartProfile(NamedTuple):
     """Record what the lanes do for so long. Answered by Profiled; records go on meanwhile."""
 
@@ -183,6 +190,7 @@ Message = (
     | LoadFailed
     | Submit
     | SetLimits
+    | Warmed
     | StartProfile
     | Profiled
     | Bye
@@ -196,6 +204,7 @@ _PLAIN: dict[str, type[Any]] = {
     "loaded": Loaded,
     "load-failed": LoadFailed,
     "limits": SetLimits,
+    "warmed": Warmed,
     "start-profile": StartProfile,
     "profiled": Profiled,
     "bye": Bye,

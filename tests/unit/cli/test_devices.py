@@ -121,6 +121,52 @@ def test_the_policy_cpu_takes_the_cpu_beside_a_usable_gpu(
     assert found["chosen"]["problem"] is None
 
 
+OPENVINO = ("OpenVINOExecutionProvider", "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("survey", "engine", "provider"),
+    [
+        (BARE._replace(providers=OPENVINO), {}, "OpenVINOExecutionProvider"),
+        (BARE._replace(providers=OPENVINO), {"policy": "cpu"}, "CPUExecutionProvider"),
+        (
+            BARE._replace(providers=("MIGraphXExecutionProvider", "CPUExecutionProvider")),
+            {"policy": "require-gpu"},
+            "MIGraphXExecutionProvider",
+        ),
+        (TWO._replace(providers=("TensorrtExecutionProvider", *PROVIDERS)), {}, PROVIDERS[0]),
+        (
+            TWO._replace(providers=("TensorrtExecutionProvider", *PROVIDERS)),
+            {"policy": "require-tensorrt"},
+            "TensorrtExecutionProvider",
+        ),
+        (
+            TWO._replace(providers=("TensorrtExecutionProvider", *PROVIDERS)),
+            {"provider_options": '{"TensorrtExecutionProvider": {"trt_fp16_enable": "True"}}'},
+            "TensorrtExecutionProvider",
+        ),
+        (TWO._replace(gpus=(HOT,)), {}, "CPUExecutionProvider"),
+        (BARE._replace(cuda_problem="it hangs", answered=False), {}, "CPUExecutionProvider"),
+    ],
+)
+def test_the_best_provider_of_the_ladder_is_named(
+    survey: Survey,
+    engine: dict[str, str],
+    provider: str,
+    darkroom: Darkroom,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plays(monkeypatch, survey, **engine)
+    assert document(darkroom)["chosen"]["provider"] == provider
+
+
+def test_a_provider_that_is_required_and_not_installed_is_refused(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays(monkeypatch, BARE, policy="require-openvino")
+    assert "built without OpenVINO" in document(darkroom, 4)["chosen"]["refused"]
+
+
 def test_the_name_of_the_processor_is_what_linux_says(tmp_path: Path) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text("processor : 0\nmodel name\t: Fast 9000: X\n")

@@ -12,6 +12,7 @@ from worker.engine.providers import (
     TENSORRT,
     Choice,
     choices,
+    only,
     provider_options,
 )
 from worker.errors import DeviceError, SettingsError
@@ -79,6 +80,13 @@ def test_every_provider_can_be_required_and_is_named_as_onnx_runtime_names_it() 
     assert set(POLICIES) == {"prefer-gpu", "require-gpu", "cpu", *shorts}
     known = set(ort.get_all_providers())
     assert {each.name for each in LADDER} - known <= {"ROCMExecutionProvider"}  # gone since 1.23
+
+
+@pytest.mark.parametrize("provider", [each.name for each in LADDER])
+def test_the_policy_of_one_provider_takes_no_other(provider: str) -> None:
+    every = [each.name for each in LADDER]
+    chosen = choices(only(provider), available=every, cuda_problem=lambda: None, named=every)
+    assert chosen == (Choice(provider, fallback=False),)
 
 
 def test_defaults_are_options_that_could_be_given() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from tests.contract.engines import DEADLINE_S, load
 from tests.unit.engine import graphs
 from tests.unit.engine.test_trouble import ARENA, CUBLAS, CUDNN, ILLEGAL, LOST
 from worker.engine import host, loader
+from worker.engine.headroom import Headroom
 from worker.engine.host import serve
 from worker.engine.loader import load_model
 from worker.engine.model import Array, Model
@@ -85,7 +87,7 @@ class Engine:
     """A real host on a thread, one lane, with a model that is loaded once."""
 
     def __init__(self, model: Model, asked: Load) -> None:
-        model.memory_cap = None
+        model.headroom = Headroom()
         self.troubles: list[Trouble] = []
         self.ends: dict[int, Done | Fault | Retry] = {}
         self.messages: list[Message] = []
@@ -136,8 +138,10 @@ class Engine:
 class Device:
     """A model on a scripted device, and engines that serve it."""
 
-    def __init__(self, folder: Path, provider: str = CUDA) -> None:
-        self.asked = load(folder, graphs.version(folder), lanes=1)
+    def __init__(
+        self, folder: Path, provider: str = CUDA, *, graph: onnx.ModelProto | None = None
+    ) -> None:
+        self.asked = load(folder, graphs.version(folder, graph), lanes=1)
         self.model = load_model(self.asked)
         self.session = Scripted(self.model.session, provider)
         self.model.session = self.session  # type: ignore[assignment]  # all that lanes use of one
@@ -381,4 +385,4 @@ def test_what_has_memory_for_small_batches_only_is_loaded_for_those(
     monkeypatch.setattr(loader, "open_session", scripted)
     asked = load(tmp_path / "1", graphs.version(tmp_path / "1"))
     model = loader.load_model(asked)
-    assert (model.memory_cap, model.cap(asked.limits)) == (2, 2)
+    assert (model.headroom.rows, model.cap(asked.limits)) == (2, 2)

@@ -128,6 +128,39 @@ def test_memory_is_the_smallest_of_machine_and_groups(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path / "nothing") > 512 * MB
 
 
+@pytest.mark.parametrize(
+    ("files", "quota", "memory"),
+    [
+        ({}, inf, None),
+        ({"cpu/pods/cpu.cfs_quota_us": "-1", "cpu/pods/cpu.cfs_period_us": "100000"}, inf, None),
+        ({"cpu/pods/a/cpu.cfs_quota_us": "50000"}, inf, None),
+        (
+            {"cpu/pods/a/cpu.cfs_quota_us": "150000", "cpu/pods/a/cpu.cfs_period_us": "100000"},
+            1.5,
+            None,
+        ),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5, None),
+        ({"memory/pods/memory.limit_in_bytes": "9223372036854771712"}, inf, None),
+        ({"memory/pods/memory.limit_in_bytes": str(512 * MB)}, inf, 512 * MB),
+        ({"memory/memory.limit_in_bytes": str(256 * MB)}, inf, 256 * MB),
+        ({"memory/elsewhere/memory.limit_in_bytes": str(MB)}, inf, None),
+        ({"unified/pods/a/memory.max": str(MB), "pods/memory.limit_in_bytes": "1"}, inf, None),
+    ],
+)
+def test_limits_of_control_groups_of_version_1_count_too(
+    tmp_path: Path, files: dict[str, str], quota: float, memory: int | None
+) -> None:
+    machine(tmp_path, "/")
+    groups = "9:name=systemd:/x\n4:memory:/pods/a\n2:cpu,cpuacct:/pods/a\n0::/\n"
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for place, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    assert quota_cores(tmp_path) == quota
+    assert memory_bytes(tmp_path) == (memory or memory_bytes(tmp_path / "nothing"))
+
+
 def test_pages_of_files_count_once_and_processes_that_are_gone_not_at_all(tmp_path: Path) -> None:
     for pid, (most, now, files) in {7: (80, 50, 28), 8: (70, 70, 38)}.items():
         (tmp_path / f"proc/{pid}").mkdir(parents=True)

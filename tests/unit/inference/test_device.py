@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from worker.errors import DeviceError
 from worker.inference.device import Device
 from worker.inference.ladder import FIRST_PAUSE_S, MAX_FAULTS, DeviceState
 
@@ -85,3 +88,17 @@ def test_every_change_is_told_once() -> None:
     for _ in range(MAX_FAULTS):
         device.failed("sticky")
     assert told == [DeviceState.RESTARTING, DeviceState.CPU_FALLBACK]
+
+
+async def test_a_driver_that_has_not_been_heard_of_late_is_asked_before_a_load() -> None:
+    clock, answers = Clock(), iter([None, "it hangs", None])
+    device = Device("GPU-1", to_cpu=True, clock_s=clock, ask=lambda: next(answers))
+    await device.answers()  # nobody is asked: it was found a moment ago
+    clock.now_s += 60
+    await device.answers()
+    await device.answers()
+    clock.now_s += 60
+    with pytest.raises(DeviceError, match="it hangs"):
+        await device.answers()
+    await device.answers()
+    assert next(answers, "all were asked for") == "all were asked for"

@@ -13,6 +13,7 @@ from worker.inference.devices import (
     choose,
     devices_of,
     judge,
+    on_gpu,
 )
 from worker.models.options import RegistryOptions
 from worker.protocol.survey import NO_DRIVER, Gpu, Survey
@@ -213,6 +214,42 @@ def test_that_none_is_usable_is_told_and_refused_where_one_is_required(
     with pytest.raises(DeviceError, match=r"require-gpu, but no GPU is usable: ") as refused:
         choose(survey, EngineSettings(policy="require-gpu"), environ)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("survey", "environ", "policy", "fallback"),
+    [
+        (seen(gpu(1)), {}, "prefer-gpu", False),
+        (seen(HOT), {}, "prefer-gpu", True),
+        (seen(gpu(1), HOT), {}, "prefer-gpu", False),
+        (seen(HOT), {}, "cpu", False),
+        (seen(gpu(1), providers=("CPUExecutionProvider",)), {}, "prefer-gpu", True),
+        (seen(gpu(1, problem="GPU is lost", listed=False)), {}, "prefer-gpu", True),
+        (seen(gpu(1, listed=False)), {"CUDA_VISIBLE_DEVICES": ""}, "prefer-gpu", False),
+        (seen(gpu(1, listed=False), HOT), {"CUDA_VISIBLE_DEVICES": "1"}, "prefer-gpu", True),
+        (Survey(cuda_problem="it hangs", answered=False), {}, "prefer-gpu", True),
+        (seen(cuda_problem="cuInit: 100"), {}, "prefer-gpu", False),
+        (seen(cuda_problem=NO_DRIVER), {}, "prefer-gpu", False),
+    ],
+)
+def test_where_a_gpu_is_there_and_cannot_be_used_what_serves_is_a_fallback(
+    survey: Survey, environ: dict[str, str], policy: Any, *, fallback: bool
+) -> None:
+    assert choose(survey, EngineSettings(policy=policy), environ).fallback is fallback
+
+
+@pytest.mark.parametrize(
+    ("policy", "given"),
+    [
+        ("prefer-gpu", "require-gpu"),
+        ("require-gpu", "require-gpu"),
+        ("require-tensorrt", "require-tensorrt"),
+    ],
+)
+def test_an_engine_that_is_given_a_gpu_must_use_it_by_what_is_required(
+    policy: str, given: str
+) -> None:
+    assert on_gpu(policy) == given
 
 
 def never() -> NoReturn:

@@ -1,6 +1,6 @@
 import pytest
 
-from worker.inference.pace import Pace
+from worker.inference.pace import Pace, hanging_s
 
 TABLE = {"1": 20.0, "4": 40.0, "8": 50.0}
 
@@ -26,6 +26,15 @@ def test_a_run_is_far_too_slow_at_ten_times_what_its_size_took(
     *, rows: int, run_ms: float, slow: bool
 ) -> None:
     assert runs(Pace(TABLE), 3, rows, run_ms) is slow
+
+
+@pytest.mark.parametrize(
+    ("service_ms", "expected_s"), [({}, 30.0), (TABLE, 30.0), ({"1": 9.0, "64": 4000.0}, 80.0)]
+)
+def test_a_lane_hangs_at_twenty_times_the_slowest_run_but_not_before_half_a_minute(
+    service_ms: dict[str, float], expected_s: float
+) -> None:
+    assert hanging_s(service_ms) == expected_s
 
 
 def test_one_run_of_a_hundred_may_be_slow() -> None:

@@ -16,7 +16,7 @@ from worker.inference import supervisor
 from worker.inference.device import Device
 from worker.inference.ladder import DeviceState
 from worker.protocol.channel import Channel
-from worker.protocol.messages import LoadFailed, Trouble
+from worker.protocol.messages import LoadFailed, Trouble, Warmed
 from worker.protocol.page import Page, Phase
 
 
@@ -126,6 +126,26 @@ async def test_an_engine_that_becomes_far_slower_is_suspect_and_proven_anew() ->
         assert stage.spawn.started == 1, "a CPU that others use too is slow at times"
 
 
+async def test_sizes_that_were_warmed_while_it_served_count_for_its_watchdog_and_its_pace() -> None:
+    def grows(channel: Channel, _: Page) -> None:
+        loads(channel)
+        for submit in submits(channel):
+            channel.send(Warmed({"1": 70.0, "4": 80.0, "64": 4000.0}))
+            channel.send(outcomes(submit)._replace(batch_size=64, run_ms=4000.0))
+
+    device, states = gpu()
+    async with started(grows, device=device) as stage:
+        engine = stage.supervisor._engine
+        assert engine is not None
+        assert stage.supervisor._watchdog_s(engine) == 30.0
+        for n in range(5):
+            stage.work.submit(jobs(n))
+            await until(lambda n=n: n in stage.ends.of)  # type: ignore[misc]  # a default binds it
+        assert stage.supervisor._watchdog_s(engine) == 80.0
+        assert engine.loaded.service_ms == {"1": 1.0, "4": 2.0, "64": 4000.0}
+        assert states == [], "with those it loaded with, 64 rows would take 32 ms"
+
+
 async def test_a_load_that_hangs_is_given_up_long_before_the_first_ones_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -151,3 +171,22 @@ async def test_no_engine_is_started_on_a_device_out_of_use_until_its_trial() -> 
         await until(lambda: not stage.supervisor.up)
         assert stage.spawn.started == 1
         assert stage.work.in_flight == 1
+
+
+async def test_no_engine_is_loaded_on_a_device_whose_driver_hangs_and_the_device_hears_of_it() -> (
+    None
+):
+    now_s, said = [100.0], ["it hangs", "it hangs"]
+
+    def ask() -> str | None:
+        return said.pop() if said else None
+
+    device, states = Device("GPU-1", to_cpu=True, clock_s=lambda: now_s[0], ask=ask), list[object]()
+    device.listeners.add(lambda: states.append((device.state, device.why)))
+    async with started(dies_of_first_row, serves, device=device) as stage:
+        now_s[0] += 60.0
+        stage.work.submit(jobs(1))
+        await until(lambda: len(stage.ends.of) == 1)
+        assert states == [(DeviceState.RESTARTING, "it hangs"), (DeviceState.GPU_OK, None)]
+        assert stage.spawn.started == 2, "the one that died, and the one that serves"
+        assert said == []

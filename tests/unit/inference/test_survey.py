@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.inference.survey import driver_found, survey
+from worker.inference.survey import driver_found, driver_problem, survey
 from worker.protocol.survey import Gpu, Survey, encode
 
 
@@ -62,3 +62,23 @@ def test_the_real_process_tells_of_this_machine() -> None:
     assert found.answered
     assert "CPUExecutionProvider" in found.providers
     assert driver_found() or found.cuda_problem == ("no NVIDIA driver (libcuda.so.1) is installed")
+
+
+@pytest.mark.parametrize(
+    ("found", "seen", "problem"),
+    [
+        (True, Survey(cuda_problem="it hangs", answered=False), "it hangs"),
+        (True, Survey(cuda_problem="cuInit says 999"), None),
+        (True, Survey((Gpu("GPU-1", "GPU-1", "H100"),)), None),
+        (False, None, None),
+    ],
+)
+def test_a_driver_that_does_not_answer_again_is_told_and_whatever_it_answers_is_not(
+    *, found: bool, seen: Survey | None, problem: str | None
+) -> None:
+    def look(*, deadline_s: float) -> Survey:
+        assert deadline_s <= 60, "no longer than where it may have to start"
+        assert seen is not None
+        return seen
+
+    assert driver_problem(found=lambda: found, look=look) == problem

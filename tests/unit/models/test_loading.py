@@ -10,6 +10,7 @@ from worker.errors import DeviceError, EngineFault, ModelError
 from worker.inference.devices import DeviceChoice, Devices
 from worker.inference.process import EngineEnd, Peer
 from worker.models.options import LOADED
+from worker.types import Predicted
 
 
 async def test_concurrent_loads_of_a_version_share_one_engine() -> None:
@@ -266,6 +267,22 @@ async def test_a_version_has_engines_on_every_device_and_they_part_its_lanes() -
         assert on.models.loaded == {A1}
         await on.models.unload(A1)
         assert on.engines.alive == []
+
+
+async def test_on_a_gpu_engines_run_on_the_provider_that_is_required() -> None:
+    async with stage(A1, devices=gpus("GPU-1"), policy="require-tensorrt") as on:
+        await on.serve(A1)
+        assert [load.policy for load in on.engines.told] == ["require-tensorrt"]
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+async def test_results_of_the_cpu_say_so_where_a_gpu_could_not_be_used(*, fallback: bool) -> None:
+    async with stage(A1, devices=Devices(fallback=fallback)) as on:
+        await on.serve(A1)
+        on.send("a", 2)
+        await on.finished()
+        ends = [end.outcome for end in on.ends.of.values()]
+        assert [end.engine.fallback for end in ends if isinstance(end, Predicted)] == [fallback] * 2
 
 
 async def test_several_engines_of_a_version_are_one_of_those_that_may_be_loaded() -> None:

@@ -60,6 +60,19 @@ def test_a_deadly_failpoint_ends_the_process_that_meets_it(action: str, signal: 
     assert ended.returncode == -signal
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory has no such limit")
+def test_memory_is_taken_until_a_limit_ends_that() -> None:
+    program = (
+        "import resource\n"
+        "from worker.protocol.failpoints import Failpoint, Failpoints\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (1 << 28, 1 << 28))\n"
+        "Failpoints('after_decode=allocate').hit(Failpoint.AFTER_DECODE)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    last = ended.stderr.decode().splitlines()[-1]
+    assert last == "MemoryError", "the limit's, not the failpoint's own at its end"
+
+
 @pytest.mark.parametrize(("action", "goes_on"), [("hang", True), ("spin", True), ("freeze", False)])
 def test_what_never_ends_holds_the_interpreter_or_not(action: str, *, goes_on: bool) -> None:
     program = (

@@ -22,6 +22,7 @@ from worker.protocol.messages import (
     Stopped,
     Submit,
     Trouble,
+    Warmed,
     decode,
     encode,
 )
@@ -63,6 +64,7 @@ def round_trip(message: Message) -> Message:
         Load("/m", "ab", 2, LIMITS, 1, "cpu", {}, None, provider_options={"A": {"b": "1"}}),
         SetLimits(LIMITS),
         SetLimits(LIMITED),
+        Warmed({"1": 2.0, "16": 7.5}),
         Trouble("oom", "CUDA failure 2: out of memory"),
         StartProfile(10.0, "engine m/1", "/data/profile/1.json", True),
         Profiled("no room"),
