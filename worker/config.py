@@ -84,6 +84,8 @@ class EngineSettings(Section):
     policy: Literal["prefer-gpu", "require-gpu", "cpu"] = "prefer-gpu"
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     watchdog_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    staging: Literal["auto", "always", "never"] = "auto"
+    """Rows as pixels, a folded graph, bound runs; auto: where the device has its own memory."""
     session: dict[str, str] = {}
     """ONNX Runtime session options under ONNX Runtime's own names."""
 

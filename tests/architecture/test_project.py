@@ -52,7 +52,8 @@ def test_a_lock_with_a_fault_is_found(lock: str, declared: list[str]) -> None:
 
 
 def test_everything_that_the_worker_imports_is_declared() -> None:
-    declared = {Requirement(need).name for need in [*PROJECT["dependencies"], *EXTRAS["local"]]}
+    needs = [*PROJECT["dependencies"], *EXTRAS["local"], *EXTRAS["cuda"]]
+    declared = {Requirement(need).name for need in needs}
     makers = packages_distributions()
     imported = {
         item.target.partition(".")[0] for module in load("worker") for item in imports(module)

@@ -14,6 +14,7 @@ from worker.inference.process import spawn_process
 from worker.models.cache import cache_of
 from worker.models.files import names_below, verify_files
 from worker.models.manifest import MANIFEST_NAME, Step
+from worker.models.options import artifacts_of
 from worker.models.repository import Repository, Version, demo_repository
 from worker.protocol.messages import Load
 from worker.types import ModelRef
@@ -119,6 +120,8 @@ async def proved(version: Version, settings: Settings) -> dict[str, Any]:
         policy=settings.engine.policy,
         session=dict(settings.engine.session),
         failpoint=None,
+        staging=settings.engine.staging,
+        artifacts=artifacts_of(settings),
     )
     engine = await Engine.start(EngineSpec(version.ref, load, None), spawn_process)
     try:

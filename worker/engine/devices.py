@@ -23,6 +23,18 @@ def cuda_problem() -> str | None:
     return None
 
 
+def compute_capability() -> tuple[int, int]:
+    """Return the compute capability of the first device, once the driver has answered."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, number = ctypes.c_int(0), ctypes.c_int(0)
+    found = []
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        found.append(number.value)
+    return found[0], found[1]
+
+
 def cpu_name() -> str:
     """Return what stands as `device` in results that the CPU made."""
     return f"cpu-{platform.machine()}"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
-from worker.engine.batcher import Bounds
+from worker.engine.batcher import Bounds, Role
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model, loaded
 from worker.engine.model import Model
@@ -24,7 +24,7 @@ from worker.errors import ChannelError, DeviceError, ModelError, SettingsError
 from worker.protocol.channel import Channel
 from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Bye, Load, LoadFailed, Row, SetLimits, Stopped, Submit
-from worker.protocol.page import Page
+from worker.protocol.page import RUN_LANES, Page
 from worker.types import Limits
 
 _NICE = 10
@@ -111,7 +111,7 @@ class _Host:
         self._floor = Floor(
             model=model,
             queue=self._queue,
-            rows=Rows(model.row_shape, model.row_dtype, cap=model.cap(load.limits)),
+            rows=_rows(model, load.limits),
             reserve=Reserve(load.decode_bytes),
             page=page,
             limits=load.limits,
@@ -120,8 +120,8 @@ class _Host:
         )
         self._crash: BaseException | None = None
         self._lanes = [
-            threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
-            for n in range(min(load.lanes, page.lanes))
+            threading.Thread(target=self._lane, args=(n, role), name=f"lane-{n}", daemon=True)
+            for n, role in enumerate(_roles(model, min(load.lanes, page.lanes), page.lanes))
         ]
 
     def start(self) -> None:
@@ -171,9 +171,9 @@ class _Host:
         for lane in self._lanes:
             lane.join()
 
-    def _lane(self, number: int) -> None:
+    def _lane(self, number: int, role: Role) -> None:
         try:
-            Lane(number, self._floor).work()
+            Lane(number, self._floor, role=role).work()
         except OSError:  # the worker has gone while this lane was sending; `receive` sees it too
             return
         except BaseException as error:  # noqa: BLE001 - a lane that dies quietly would keep its records for ever: the engine must die of it
@@ -184,6 +184,26 @@ class _Host:
 def _works(rows: tuple[Row, ...]) -> list[Work]:
     now_s = time.monotonic()
     return [Work(row.id, row.image, row.alone, len(row.image), now_s) for row in rows]
+
+
+def _rows(model: Model, limits: Limits) -> Rows:
+    bound, cap = model.session.bound, model.cap(limits)
+    if bound is None:
+        return Rows(model.row_shape, model.row_dtype, cap=cap)
+    return Rows(model.row_shape, model.row_dtype, cap=cap, allocate=bound.allocate)
+
+
+def _roles(model: Model, lanes: int, slots: int) -> list[Role]:
+    """Return what each lane does: where runs are bound, decoding is for lanes of its own.
+
+    Of the two that run, one copies its batch in, or reads what came out, while the other one's
+    batch runs; a third batch is being filled meanwhile.
+    """
+    if model.session.bound is None:
+        return [Role.ANY] * lanes
+    if slots < lanes + RUN_LANES:
+        raise ChannelError(f"a page of {slots} lanes for {lanes} that decode and {RUN_LANES} more")
+    return [Role.DECODE] * lanes + [Role.RUN] * RUN_LANES
 
 
 def bounds(model: Model, limits: Limits) -> Bounds:

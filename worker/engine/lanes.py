@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from worker.engine.batcher import Decode, Stop
+from worker.engine.batcher import Decode, Role, Stop
 from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
 from worker.engine.reserve import Reserve
@@ -53,20 +53,21 @@ class Floor:
 class Lane:
     """One lane, by its number on the progress page."""
 
-    def __init__(self, number: int, floor: Floor) -> None:
+    def __init__(self, number: int, floor: Floor, *, role: Role = Role.ANY) -> None:
         self._number = number
         self._floor = floor
+        self._role = role
 
     def work(self) -> None:
         """Do what the batcher says until it says stop. Raises OSError when the worker has gone."""
-        queue = self._floor.queue
-        action = queue.take()
+        queue, role = self._floor.queue, self._role
+        action = queue.take(role=role)
         while not isinstance(action, Stop):
             if isinstance(action, Decode):
-                action = queue.take(ready=self._decode(action.jobs))
+                action = queue.take(role=role, ready=self._decode(action.jobs))
             else:
                 self._run(list(action.rows))
-                action = queue.take()
+                action = queue.take(role=role)
 
     def _decode(self, group: Sequence[Work]) -> list[Work]:
         """Return the works that have a row now; those that failed have had their outcome.
@@ -172,6 +173,7 @@ class Lane:
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.BEFORE_RUN, *images)
         outputs = floor.model.run(batch)
+        begun_s += floor.model.session.waited_s
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.AFTER_RUN, *images)
         ran_s = time.monotonic()

@@ -4,6 +4,7 @@ In this order: manifest, digests of all files, graph, agreement of both, golden 
 real path, rows proven independent of each other, batch sizes warmed and timed.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from worker.engine.artifacts import folder_of
 from worker.engine.contract import Agreement, agree
 from worker.engine.labels import read_labels
 from worker.engine.model import Array, Heads, Model
 from worker.engine.session import RUN_ERRORS, open_session
+from worker.engine.staging import is_staged, stage
 from worker.errors import DarkroomError, ModelError, RecordFault
 from worker.models.files import verify_files
-from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, load_manifest
+from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, Step, load_manifest
 from worker.protocol.messages import Load, Loaded
 from worker.types import Limits
 from worker.vision.decode import decode, prepare_process
@@ -52,7 +55,12 @@ def load_model(load: Load) -> Model:
             file=file,
         )
     verify_files(folder, manifest)
-    session = open_session(folder / MODEL_NAME, policy=load.policy, options=load.session)
+    session = open_session(
+        folder / MODEL_NAME,
+        policy=load.policy,
+        options=load.session,
+        artifacts=folder_of(load.artifacts, manifest.files[MODEL_NAME]),
+    )
     labels = {name: read_labels(folder / head.labels) for name, head in manifest.heads.items()}
     agreement = agree(
         manifest,
@@ -70,6 +78,9 @@ def load_model(load: Load) -> Model:
         heads=compile_heads({}),
         max_size=manifest.batch_max_size,
     )
+    if is_staged(load, session):
+        model = stage(model, _steps(manifest), load, _images(manifest, load))
+        del session  # as it was opened: its memory is wanted
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
     model.heads = compile_heads(load.limits.thresholds)  # golden samples are held to the manifest's
     if agreement.fixed_batch is None:
@@ -99,6 +110,7 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
             "outputs": [tensor._asdict() for tensor in graph.outputs],
             "metadata": graph.metadata,
             "rows_mix": model.rows_mix,
+            "staging": model.staging,
         },
     )
 
@@ -127,6 +139,22 @@ def _prepare(manifest: Manifest, agreement: Agreement, file: str) -> Callable[[A
         raise ModelError(error.message, file=file, field=error.field) from None
 
 
+def _steps(manifest: Manifest) -> tuple[Step, ...]:
+    return tuple(next(iter(manifest.inputs.values())).preprocess)
+
+
+def _images(manifest: Manifest, load: Load) -> list[Array]:
+    """Return golden samples as images; those that cannot be decoded are refused where they count.
+
+    Raises OSError.
+    """
+    images = []
+    for golden in manifest.golden:
+        with contextlib.suppress(RecordFault):
+            images.append(_decoded((Path(load.folder) / golden.image).read_bytes(), load.limits))
+    return images
+
+
 def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
     """Hold one golden sample to what it must give; return its row as a batch of one."""
     folder = Path(load.folder)
@@ -147,12 +175,16 @@ def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
 
 def _predict(model: Model, data: bytes, batch: Array, limits: Limits) -> bytes:
     """Take an encoded image along the path of every record, through `batch` of one row."""
-    header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
-    model.prepare(decode(data, header, keep_gray=True), batch[0])
+    model.prepare(_decoded(data, limits), batch[0])
     [reading] = model.predictions(model.run(batch))
     if isinstance(reading, RecordFault):
         raise reading
     return reading
+
+
+def _decoded(data: bytes, limits: Limits) -> Array:
+    header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
+    return decode(data, header, keep_gray=True)
 
 
 def _differs(golden: Golden, predictions: bytes) -> str | None:

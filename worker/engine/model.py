@@ -44,6 +44,8 @@ class Model:
     """Batch size -> milliseconds of one run, measured while warming."""
     rows_mix: bool = False
     """Rows of one batch change each other's results: they are run one by one."""
+    staging: str = "no"
+    """Whether rows are staged for a device, and its graph folded; else why not (see staging)."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from worker.errors import DeviceError
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 POLICIES = ("prefer-gpu", "require-gpu", "cpu")
 

@@ -13,9 +13,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from worker.engine.artifacts import tensorrt_options
+from worker.engine.binding import Bound
 from worker.engine.contract import Signature, Tensor
-from worker.engine.devices import cpu_name, cuda_problem
-from worker.engine.providers import CPU, Choice, choices
+from worker.engine.devices import compute_capability, cpu_name, cuda_problem
+from worker.engine.providers import CPU, TENSORRT, Choice, choices
 from worker.errors import DeviceError, ModelError, SettingsError
 from worker.types import EngineStamp
 
@@ -97,7 +99,8 @@ class Session:
     """One loaded graph on one provider; `run` may be called from several lanes at once."""
 
     def __init__(self, session: ort.InferenceSession, choice: Choice) -> None:
-        self._run = session.run
+        self._session = session
+        self._bound: Bound | None = None
         self.signature = Signature(
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_inputs()),
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_outputs()),
@@ -108,12 +111,31 @@ class Session:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph. Raises one of RUN_ERRORS."""
-        return [np.asarray(array) for array in self._run(outputs, feeds)]
+        if self._bound is not None:
+            return self._bound.run(outputs, feeds)
+        return [np.asarray(array) for array in self._session.run(outputs, feeds)]
+
+    def bind(self) -> None:
+        """From now on runs are bound, and one at a time."""
+        self._bound = Bound(self._session, self.stamp.provider)
+
+    @property
+    def bound(self) -> Bound | None:
+        """How runs are bound; None: lanes run side by side."""
+        return self._bound
+
+    @property
+    def waited_s(self) -> float:
+        """How long the last run of this thread waited for that of another."""
+        return self._bound.waited_s if self._bound else 0.0
 
 
-def open_session(path: Path, *, policy: str, options: Mapping[str, str]) -> Session:
+def open_session(
+    path: Path, *, policy: str, options: Mapping[str, str], artifacts: Path | None = None
+) -> Session:
     """Open the model by its path (bytes would resolve external data against the working folder).
 
+    `artifacts`: the folder in which TensorRT keeps what it makes of this model; None: nowhere.
     Raises DeviceError (the policy cannot be met), SettingsError (options) or ModelError (the file).
     """
     settings = _session_options(options)
@@ -121,19 +143,21 @@ def open_session(path: Path, *, policy: str, options: Mapping[str, str]) -> Sess
     refused: DeviceError | None = None
     for choice in tried:
         try:
-            return _open(path, choice, settings)
+            return _open(path, choice, settings, artifacts)
         except DeviceError as error:
             refused = error
     assert refused is not None
     raise refused
 
 
-def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> Session:
+def _open(
+    path: Path, choice: Choice, settings: ort.SessionOptions, artifacts: Path | None
+) -> Session:
     try:
         session = ort.InferenceSession(
             str(path),
             sess_options=settings,
-            providers=[choice.provider],
+            providers=[(choice.provider, _kept(choice.provider, artifacts))],
             enable_fallback=0,
             read_config_from_model=0,
         )
@@ -148,6 +172,13 @@ def _open(path: Path, choice: Choice, settings: ort.SessionOptions) -> Session:
     if (used := session.get_providers()[0]) != choice.provider:
         raise DeviceError(f"{choice.provider} was asked for and ONNX Runtime took {used}")
     return opened
+
+
+def _kept(provider: str, artifacts: Path | None) -> dict[str, str]:
+    """Return the options by which a provider keeps what takes long to make."""
+    if provider != TENSORRT or artifacts is None:
+        return {}
+    return tensorrt_options(artifacts, compute_capability=compute_capability())
 
 
 def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:

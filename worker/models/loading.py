@@ -279,8 +279,7 @@ class Loader:
         return supervisor
 
     def _spec(self, version: Version, *, quiet: bool) -> EngineSpec:
-        name, options = version.ref.name, self._options
-        share = self._terms.share(name)
+        name, options, share = version.ref.name, self._options, self._terms.share(version.ref.name)
         load = Load(
             folder=str(version.folder.resolve()),
             manifest_sha256=version.manifest_sha256,
@@ -291,6 +290,8 @@ class Loader:
             session=dict(options.session),
             failpoint=options.failpoint,
             quiet=quiet,
+            staging=options.staging,
+            artifacts=options.artifacts,
         )
         return EngineSpec(version.ref, load, options.watchdog_s)
 

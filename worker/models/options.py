@@ -31,6 +31,9 @@ class RegistryOptions(NamedTuple):
     """Failures of a version in a row that open its breaker."""
     reset_timeout_s: float
     failpoint: str | None = None
+    staging: str = "auto"
+    artifacts: str = ""
+    """Where engines keep what they make of models."""
 
     @classmethod
     def of(cls, settings: Settings, *, failpoint: str | None) -> Self:
@@ -39,6 +42,8 @@ class RegistryOptions(NamedTuple):
             limits=limits_of(settings),
             policy=engine.policy,
             session=MappingProxyType(engine.session),
+            staging=engine.staging,
+            artifacts=artifacts_of(settings),
             watchdog_s=None if engine.watchdog_s == "auto" else engine.watchdog_s,
             max_loaded=models.max_loaded,
             stop_first=models.swap == "stop-first",
@@ -47,6 +52,11 @@ class RegistryOptions(NamedTuple):
             reset_timeout_s=breaker.reset_timeout_s,
             failpoint=failpoint,
         )
+
+
+def artifacts_of(settings: Settings) -> str:
+    """Return the folder for what engines make of models and keep."""
+    return str(settings.data_dir.resolve() / "engines")
 
 
 class Listeners(NamedTuple):

@@ -37,6 +37,10 @@ class Load(NamedTuple):
     """Failpoints of the engine (`after_decode`, `before_run`, `after_run`), see failpoints."""
     quiet: bool = False
     """Load behind those who serve meanwhile: the thread that loads steps back."""
+    staging: str = "auto"
+    """`auto` (where the device has its own memory), `always` or `never`: see engine/staging.py."""
+    artifacts: str = ""
+    """Absolute path of the folder for what engines make of models and keep."""
 
 
 class Loaded(NamedTuple):
