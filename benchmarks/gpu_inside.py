@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.gpu_cases import Version, row
-from worker.engine.host import _roles, _rows, bounds
+from worker.engine.host import bounds, roles_of, rows_of
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model
 from worker.engine.model import Model
@@ -83,7 +83,7 @@ def fed_decoded(version: Version, load: Load, seconds: float) -> float:
     floor = Floor(
         model=model,
         queue=queue,
-        rows=_rows(model, load.limits),
+        rows=rows_of(model, load.limits),
         reserve=Reserve(load.decode_bytes),
         page=page,
         limits=load.limits,
@@ -92,7 +92,7 @@ def fed_decoded(version: Version, load: Load, seconds: float) -> float:
     )
     lanes = [
         threading.Thread(target=_Decoded(n, floor, role=role, image=image).work, daemon=True)
-        for n, role in enumerate(_roles(model, load.lanes, page.lanes))
+        for n, role in enumerate(roles_of(model, load.lanes, page.lanes))
     ]
     for lane in lanes:
         lane.start()

@@ -111,7 +111,7 @@ class _Host:
         self._floor = Floor(
             model=model,
             queue=self._queue,
-            rows=_rows(model, load.limits),
+            rows=rows_of(model, load.limits),
             reserve=Reserve(load.decode_bytes),
             page=page,
             limits=load.limits,
@@ -121,7 +121,7 @@ class _Host:
         self._crash: BaseException | None = None
         self._lanes = [
             threading.Thread(target=self._lane, args=(n, role), name=f"lane-{n}", daemon=True)
-            for n, role in enumerate(_roles(model, min(load.lanes, page.lanes), page.lanes))
+            for n, role in enumerate(roles_of(model, min(load.lanes, page.lanes), page.lanes))
         ]
 
     def start(self) -> None:
@@ -186,14 +186,15 @@ def _works(rows: tuple[Row, ...]) -> list[Work]:
     return [Work(row.id, row.image, row.alone, len(row.image), now_s) for row in rows]
 
 
-def _rows(model: Model, limits: Limits) -> Rows:
+def rows_of(model: Model, limits: Limits) -> Rows:
+    """Return where this model's rows wait, in memory that its device reads well."""
     bound, cap = model.session.bound, model.cap(limits)
     if bound is None:
         return Rows(model.row_shape, model.row_dtype, cap=cap)
     return Rows(model.row_shape, model.row_dtype, cap=cap, allocate=bound.allocate)
 
 
-def _roles(model: Model, lanes: int, slots: int) -> list[Role]:
+def roles_of(model: Model, lanes: int, slots: int) -> list[Role]:
     """Return what each lane does: where runs are bound, decoding is for lanes of its own.
 
     Of the two that run, one copies its batch in, or reads what came out, while the other one's

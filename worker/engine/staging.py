@@ -39,35 +39,22 @@ def stage(model: Model, steps: tuple[Step, ...], load: Load, images: list[Array]
     The folded graph must give what the graph as it is gives, on the CPU, for the (decoded) images
     and for random rows; else it is not used, and `Model.staging` says why. Raises as open_session.
     """
-    path, folder = Path(load.folder) / MODEL_NAME, Path(load.folder)
     agreement = model.agreement
     pixels = cut_steps(
         steps, row_shape=agreement.row_shape, row_dtype=np.dtype(agreement.row_dtype)
     )
     try:
-        path = _folded(model, pixels, load, images, repr(steps))
+        staged = _of_pixels(model, _folded(model, pixels, load, images, repr(steps)), pixels)
+        staged.staging = "bound, folded"
     except (NotFolded, OSError) as error:
-        staged, why = model, f"bound, not folded: {error}"
-    else:
-        session = open_session(
-            path, policy=load.policy, options=load.session, artifacts=path.parent
-        )
-        if session.stamp.provider != model.session.stamp.provider:
-            raise ModelError(
-                f"its folded graph runs on {session.stamp.provider}, it itself on"
-                f" {model.session.stamp.provider}",
-                file=str(folder / MODEL_NAME),
-            )
-        # The edges of the folded graph tell less of what is inside.
-        session.stamp = session.stamp._replace(precision=model.session.stamp.precision)
-        staged, why = _of_pixels(model, session, pixels), "bound, folded"
+        staged = model
+        staged.staging = f"bound, not folded: {error}"
     staged.session.bind()
-    staged.staging = why
     return staged
 
 
-def _folded(model: Model, pixels: Pixels, load: Load, images: list[Array], steps: str) -> Path:
-    """Return the path of the folded graph, proven. Raises NotFolded or OSError."""
+def _folded(model: Model, pixels: Pixels, load: Load, images: list[Array], steps: str) -> Session:
+    """Return the folded graph, proven, on the model's device. Raises NotFolded or OSError."""
     source, agreement = Path(load.folder) / MODEL_NAME, model.agreement
     key = hashlib.sha256(f"{steps} {agreement}".encode()).hexdigest()[:16]
     folder = folder_of(load.artifacts, model.sha256)
@@ -85,7 +72,12 @@ def _folded(model: Model, pixels: Pixels, load: Load, images: list[Array], steps
     except _DIFFERENCES as error:
         target.unlink(missing_ok=True)  # it may have been written by another version of this
         raise NotFolded(f"on the CPU {error}") from None
-    return target
+    session = open_session(target, policy=load.policy, options=load.session, artifacts=folder)
+    stamp = model.session.stamp
+    if session.stamp.provider != stamp.provider:
+        raise NotFolded(f"it would run on {session.stamp.provider}, not on {stamp.provider}")
+    session.stamp = stamp  # the edges of the folded graph tell less of its precision
+    return session
 
 
 def _of_pixels(model: Model, session: Session, pixels: Pixels) -> Model:
