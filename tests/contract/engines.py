@@ -59,12 +59,12 @@ def load(folder: Path, manifest_sha256: str, **changes: Any) -> Load:
 class Engine:
     """The worker's side of one engine; `kind` is `thread` or `process` (of another `python`)."""
 
-    def __init__(self, kind: str, python: str = sys.executable) -> None:
+    def __init__(self, kind: str, python: str = sys.executable, *, lanes: int = 2) -> None:
         ours, theirs = socket_pair()
         ours.settimeout(DEADLINE_S)
         self._sock = ours
         self.channel = Channel(ours)
-        self.page = Page.make(lanes=2, max_ids=16)
+        self.page = Page.make(lanes=lanes, max_ids=16)
         self.warmed: list[Warmed] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.thread: threading.Thread | None = None

@@ -16,6 +16,7 @@ from worker.inference.process import spawn_process
 from worker.models.cache import cache_of
 from worker.models.files import names_below, verify_files
 from worker.models.manifest import MANIFEST_NAME, Step
+from worker.models.options import artifacts_of
 from worker.models.repository import Repository, Version, demo_repository
 from worker.protocol.messages import Load
 from worker.types import ModelRef
@@ -123,6 +124,8 @@ async def proved(version: Version, settings: Settings) -> dict[str, Any]:
         session=dict(settings.engine.session),
         failpoint=None,
         provider_options=settings.engine.provider_options,
+        staging=settings.engine.staging,
+        artifacts=artifacts_of(settings),
     )
     spec = EngineSpec(version.ref, load, None, devices.first)
     engine = await Engine.start(spec, spawn_process)

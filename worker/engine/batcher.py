@@ -7,6 +7,7 @@ pending (to be decoded), then with a lane, then a row, then with a lane again; n
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
+from enum import Enum, auto
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 _GROUP_BYTES = 65536
@@ -68,6 +69,14 @@ class Stop(NamedTuple):
     """Closed, and nothing is left that another lane does not hold."""
 
 
+class Role(Enum):
+    """What a lane may be told to do."""
+
+    ANY = auto()
+    DECODE = auto()
+    RUN = auto()
+
+
 class Batcher(Generic[J]):
     """Pending jobs and rows of one engine.
 
@@ -75,6 +84,9 @@ class Batcher(Generic[J]):
     long enough (when they are enough, and there is no backlog: at once), else decode, else run what
     there is (`min_size` rows at least), else wait. Rows that other lanes are still decoding are not
     waited for: an idle lane is worth more than a fuller batch.
+
+    Where lanes have roles the same rule is asked for half of it; those that decode then stop at a
+    batch of rows that nobody has begun to run.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -83,6 +95,8 @@ class Batcher(Generic[J]):
         self._rows: deque[tuple[J, float]] = deque()
         self._suspects: deque[J] = deque()
         self._closed = False
+        self._decoding = 0
+        """Groups that lanes have been told to decode and have not told the end of."""
 
     def __len__(self) -> int:
         """Jobs that no lane holds."""
@@ -97,7 +111,8 @@ class Batcher(Generic[J]):
         self._pending.extendleft(reversed(jobs))
 
     def ready(self, jobs: Iterable[J], now_s: float) -> None:
-        """Take in rows: what a lane was told to decode, and did."""
+        """Take in rows: what came of a group that a lane was told to decode."""
+        self._decoding -= 1
         for job in jobs:
             if job.alone:
                 self._suspects.append(job)
@@ -127,8 +142,17 @@ class Batcher(Generic[J]):
         self._rows.clear()
         self._suspects.clear()
 
-    def next(self, now_s: float) -> Run[J] | Decode[J] | Wait | Stop:
+    def next(self, now_s: float, *, role: Role = Role.ANY) -> Run[J] | Decode[J] | Wait | Stop:
         """Return what the lane that asks must do; what it names is that lane's from now on."""
+        match role:
+            case Role.ANY:
+                return self._next(now_s)
+            case Role.DECODE:
+                return self._next_group()
+            case Role.RUN:
+                return self._next_batch(now_s)
+
+    def _next(self, now_s: float) -> Run[J] | Decode[J] | Wait | Stop:
         cap, min_size, max_wait_s, enough, _ = self.bounds
         if self._suspects:
             return Run((self._suspects.popleft(),))
@@ -138,12 +162,34 @@ class Batcher(Generic[J]):
         if due or brief:
             return self._run(cap)
         if self._pending:
-            return Decode(self._group(max(1, cap - len(self._rows))))
+            return self._decode(cap)
         if self._rows and (self._closed or len(self._rows) >= min_size):
             return self._run(cap)
         if self._closed:
             return Stop()
         return Wait(due_s)
+
+    def _next_group(self) -> Decode[J] | Wait | Stop:
+        cap = self.bounds.cap
+        if self._pending and len(self._rows) < cap:
+            return self._decode(cap)
+        return Stop() if self._closed and not self._pending else Wait(None)
+
+    def _next_batch(self, now_s: float) -> Run[J] | Wait | Stop:
+        """As for any lane; but who only runs has nothing better to do than to run what there is."""
+        cap, min_size, max_wait_s, _, _ = self.bounds
+        if self._suspects:
+            return Run((self._suspects.popleft(),))
+        if self._rows:
+            due_s = self._rows[0][1] + max_wait_s
+            enough = len(self._rows) >= min(min_size, cap)
+            return self._run(cap) if enough or self._closed or now_s >= due_s else Wait(due_s)
+        ended = self._closed and not self._pending and not self._decoding
+        return Stop() if ended else Wait(None)
+
+    def _decode(self, cap: int) -> Decode[J]:
+        self._decoding += 1
+        return Decode(self._group(max(1, cap - len(self._rows))))
 
     def _run(self, cap: int) -> Run[J]:
         many = min(cap, len(self._rows))

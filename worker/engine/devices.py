@@ -101,11 +101,11 @@ def cuda_problem() -> str | None:
         return str(error)
 
 
-def cuda_device() -> str | None:
-    """Return the UUID of the device that CUDA takes here; None where the driver lists none."""
+def cuda_device() -> Gpu | None:
+    """Return the device that CUDA takes here; None where the driver lists none."""
     try:
         driver = Driver.load()
-        return driver.gpu(0).uuid if driver.count() else None
+        return driver.gpu(0) if driver.count() else None
     except DeviceError:
         return None
 

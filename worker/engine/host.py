@@ -14,7 +14,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
-from worker.engine.batcher import Bounds
+import numpy as np
+
+from worker.engine.batcher import Bounds, Role
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model, loaded, service_ms, sizing_of
 from worker.engine.model import Model
@@ -37,7 +39,7 @@ from worker.protocol.messages import (
     Trouble,
     Warmed,
 )
-from worker.protocol.page import Page
+from worker.protocol.page import RUN_LANES, Page
 from worker.types import Limits
 
 _NICE = 10
@@ -127,7 +129,7 @@ class _Host:
             model=model,
             queue=self._queue,
             sizing=self._sizing,
-            rows=Rows(model.row_shape, model.row_dtype, cap=self._sizing.most),
+            rows=rows_of(model, self._sizing.most),
             reserve=Reserve(load.decode_bytes),
             page=page,
             limits=load.limits,
@@ -139,8 +141,8 @@ class _Host:
         """Size of batch that the worker has been told of."""
         self._crash: BaseException | None = None
         self._lanes = [
-            threading.Thread(target=self._lane, args=(n,), name=f"lane-{n}", daemon=True)
-            for n in range(min(load.lanes, page.lanes))
+            threading.Thread(target=self._lane, args=(n, role), name=f"lane-{n}", daemon=True)
+            for n, role in enumerate(roles_of(model, min(load.lanes, page.lanes), page.lanes))
         ]
         self._profiler = Profiler(self._floor, load, self._lanes)
 
@@ -211,9 +213,9 @@ class _Host:
         for lane in self._lanes:
             lane.join()
 
-    def _lane(self, number: int) -> None:
+    def _lane(self, number: int, role: Role) -> None:
         try:
-            Lane(number, self._floor).work()
+            Lane(number, self._floor, role=role).work()
         except OSError:  # the worker has gone while this lane was sending; `receive` sees it too
             return
         except DeviceError as error:
@@ -229,3 +231,23 @@ class _Host:
 def _works(rows: tuple[Row, ...]) -> list[Work]:
     now_s = time.monotonic()
     return [Work(row.id, row.image, row.alone, len(row.image), now_s) for row in rows]
+
+
+def rows_of(model: Model, cap: int) -> Rows:
+    """Return where this model's rows wait, in memory that its device reads well."""
+    bound = model.session.bound
+    allocate = np.empty if bound is None else bound.allocate
+    return Rows(model.row_shape, model.row_dtype, cap=cap, allocate=allocate)
+
+
+def roles_of(model: Model, lanes: int, slots: int) -> list[Role]:
+    """Return what each lane does: where runs are bound, decoding is for lanes of its own.
+
+    Of the two that run, one copies its batch in, or reads what came out, while the other one's
+    batch runs; a third batch is being filled meanwhile.
+    """
+    if model.session.bound is None:
+        return [Role.ANY] * lanes
+    if slots < lanes + RUN_LANES:
+        raise ChannelError(f"a page of {slots} lanes for {lanes} that decode and {RUN_LANES} more")
+    return [Role.DECODE] * lanes + [Role.RUN] * RUN_LANES

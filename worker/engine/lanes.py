@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from worker.engine.batcher import Decode, Stop
+from worker.engine.batcher import Decode, Role, Stop
 from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
 from worker.engine.recovery import Recovery, not_finite, outcomes_of
@@ -60,9 +60,10 @@ class Floor:
 class Lane:
     """One lane, by its number on the progress page."""
 
-    def __init__(self, number: int, floor: Floor) -> None:
+    def __init__(self, number: int, floor: Floor, *, role: Role = Role.ANY) -> None:
         self._number = number
         self._floor = floor
+        self._role = role
         self._recovery = Recovery(
             number, floor.model, floor.page, run=self._batch, trouble=floor.trouble
         )
@@ -72,17 +73,17 @@ class Lane:
 
         Raises OSError when the worker has gone, and DeviceError when the engine cannot go on.
         """
-        queue = self._floor.queue
-        action = queue.take()
+        queue, role = self._floor.queue, self._role
+        action = queue.take(role=role)
         while not isinstance(action, Stop):
-            ready: Sequence[Work] = ()
+            ready: Sequence[Work] | None = None
             if isinstance(action, Decode):
                 ready = self._decode(action.jobs)
             else:
                 self._run(list(action.rows))
             if stages := self._floor.stages:
                 stages.enter(Stage.WAITING)
-            action = queue.take(ready=ready)
+            action = queue.take(role=role, ready=ready)
 
     def _decode(self, group: Sequence[Work]) -> list[Work]:
         """Return the works that have a row now; those that failed have had their outcome.
@@ -197,6 +198,7 @@ class Lane:
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.BEFORE_RUN, *images)
         outputs = floor.model.run(batch)
+        begun_s += floor.model.session.waited_s
         if stages := floor.stages:
             stages.enter(Stage.HEADS, len(works))
         if floor.failpoints:

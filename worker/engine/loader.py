@@ -5,6 +5,7 @@ real path, rows proven independent of each other, batch sizes warmed and timed.
 Sizes between those that are warmed cost a CPU nothing more at their first run (measured).
 """
 
+import contextlib
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from worker.engine.artifacts import folder_of
 from worker.engine.batcher import Bounds
 from worker.engine.contract import Agreement, agree
 from worker.engine.costs import Costs
@@ -23,10 +25,11 @@ from worker.engine.model import Array, Heads, Model, Proof, same
 from worker.engine.providers import CPU
 from worker.engine.session import RUN_ERRORS, Session, open_session
 from worker.engine.sizing import Sizing
+from worker.engine.staging import is_staged, stage
 from worker.engine.trouble import DEVICE, Kind, classify, said
 from worker.errors import DarkroomError, DeviceError, ModelError, RecordFault
 from worker.models.files import verify_files
-from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, load_manifest
+from worker.models.manifest import MANIFEST_NAME, MODEL_NAME, Golden, Manifest, Step, load_manifest
 from worker.protocol.messages import Load, Loaded
 from worker.types import Limits
 from worker.vision.decode import decode, prepare_process
@@ -59,6 +62,7 @@ def load_model(load: Load) -> Model:
         policy=load.policy,
         options=load.session,
         given=load.provider_options,
+        artifacts=folder_of(load.artifacts, manifest.files[MODEL_NAME]),
     )
     labels = {name: read_labels(folder / head.labels) for name, head in manifest.heads.items()}
     agreement = agree(
@@ -76,8 +80,11 @@ def load_model(load: Load) -> Model:
         compile_heads=compile_heads,
         heads=compile_heads({}),
         max_size=manifest.batch_max_size,
-        costs=_costs(session, agreement),
+        costs=_costs(session, agreement, staged=is_staged(load, session)),
     )
+    if is_staged(load, session):
+        model = stage(model, _steps(manifest), load, _images(manifest, load))
+        del session  # as it was opened: its memory is wanted
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
     model.proof = Proof(rows[0], model.run(rows[0]))
     model.heads = compile_heads(load.limits.thresholds)  # golden samples are held to the manifest's
@@ -114,6 +121,7 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
             "rows_mix": model.rows_mix,
             "nodes": model.session.nodes,
             "refused": model.session.refused,
+            "staging": model.staging,
         },
     )
 
@@ -147,6 +155,22 @@ def _prepare(manifest: Manifest, agreement: Agreement, file: str) -> Callable[[A
         raise ModelError(error.message, file=file, field=error.field) from None
 
 
+def _steps(manifest: Manifest) -> tuple[Step, ...]:
+    return tuple(next(iter(manifest.inputs.values())).preprocess)
+
+
+def _images(manifest: Manifest, load: Load) -> list[Array]:
+    """Return golden samples as images; those that cannot be decoded are refused where they count.
+
+    Raises OSError.
+    """
+    images = []
+    for golden in manifest.golden:
+        with contextlib.suppress(RecordFault):
+            images.append(_decoded((Path(load.folder) / golden.image).read_bytes(), load.limits))
+    return images
+
+
 def _golden(model: Model, index: int, golden: Golden, load: Load) -> Array:
     """Hold one golden sample to what it must give; return its row as a batch of one."""
     folder = Path(load.folder)
@@ -175,12 +199,16 @@ def _not_the_device(model: Model, error: Exception) -> None:
 
 def _predict(model: Model, data: bytes, batch: Array, limits: Limits) -> bytes:
     """Take an encoded image along the path of every record, through `batch` of one row."""
-    header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
-    model.prepare(decode(data, header, keep_gray=True), batch[0])
+    model.prepare(_decoded(data, limits), batch[0])
     [reading] = model.predictions(model.run(batch))
     if isinstance(reading, RecordFault):
         raise reading
     return reading
+
+
+def _decoded(data: bytes, limits: Limits) -> Array:
+    header = check(data, max_bytes=limits.image_max_bytes, max_pixels=limits.image_max_pixels)
+    return decode(data, header, keep_gray=True)
 
 
 def _differs(golden: Golden, predictions: bytes) -> str | None:
@@ -221,10 +249,14 @@ def sizing_of(
     return Sizing(model.costs, limits, allowed=model.cap, warm=warm, tell=tell)
 
 
-def _costs(session: Session, agreement: Agreement) -> Costs:
-    """Return the table to be filled. A GPU prepares itself anew for every shape, a CPU does not."""
+def _costs(session: Session, agreement: Agreement, *, staged: bool) -> Costs:
+    """Return the table to be filled. A GPU prepares itself anew for every shape, a CPU does not.
+
+    Who stages rows on a CPU wants what a GPU gets.
+    """
     fixed = agreement.fixed_batch
-    return Costs(exact=fixed is None and session.stamp.provider == CPU, first=fixed or 1)
+    exact = fixed is None and session.stamp.provider == CPU and not staged
+    return Costs(exact=exact, first=fixed or 1)
 
 
 def _seconds_of(model: Model, rows: int) -> float:

@@ -56,6 +56,8 @@ class Model:
     proof: Proof | None = None
     """Set once the golden samples have been right."""
     headroom: Headroom = field(default_factory=Headroom)
+    staging: str = "no"
+    """Whether rows are staged for a device, and its graph folded; else why not (see staging)."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:

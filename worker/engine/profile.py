@@ -17,7 +17,6 @@ from worker.engine.lanes import Floor
 from worker.engine.providers import only
 from worker.engine.session import RUN_ERRORS, open_session
 from worker.errors import DarkroomError
-from worker.models.manifest import MODEL_NAME
 from worker.profiling.recording import Kernels, LaneTrack, Recording
 from worker.profiling.sampler import sampled
 from worker.profiling.stages import Stage, Stages
@@ -128,12 +127,14 @@ class Profiler:
         rows = min(cap, round(sum(lane.rows for lane in lanes) / batches)) if batches else cap
         model, load = self._floor.model, self._load
         session = open_session(
-            Path(load.folder) / MODEL_NAME,
+            model.session.path,
             policy=only(model.session.stamp.provider),
             options=load.session,
             given=load.provider_options,
             profile=prefix,
         )
+        if model.session.bound is not None:
+            session.bind()
         aside = replace(model, session=session)
         batch = model.golden(rows)
         until_s, runs = time.monotonic() + _RUNS_S, 0

@@ -1,11 +1,11 @@
-"""The batcher shared by lanes: one lock, one condition, as few wake-ups as possible."""
+"""The batcher shared by lanes: one lock, one condition for each role, few wake-ups."""
 
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from worker.engine.batcher import Batcher, Bounds, Decode, Run, Stop, Wait
+from worker.engine.batcher import Batcher, Bounds, Decode, Role, Run, Stop, Wait
 from worker.engine.rows import Place
 from worker.protocol.messages import Buffer
 from worker.vision.containers import Header
@@ -35,56 +35,70 @@ class Work:
 
 
 class Queue:
-    """What lanes take their work from."""
+    """What lanes take their work from. Either all of them do anything, or each has a role."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._batcher: Batcher[Work] = Batcher(bounds)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = {role: threading.Condition(self._lock) for role in Role}
 
     def add(self, works: Iterable[Work]) -> None:
-        with self._changed:
+        with self._lock:
             self._batcher.add(works)
-            self._changed.notify()
+            self._wake()
 
     def bound(self, bounds: Bounds) -> None:
         """Replace the bounds; rows that wait are judged by the new ones at once."""
-        with self._changed:
+        with self._lock:
             self._batcher.bounds = bounds
-            self._changed.notify_all()
+            self._wake_all()
 
     def close(self) -> None:
         """Nothing more will be added; lanes stop when all is done."""
-        with self._changed:
+        with self._lock:
             self._batcher.close()
-            self._changed.notify_all()
+            self._wake_all()
 
     def abandon(self) -> None:
         """Forget all and stop: the worker has gone."""
-        with self._changed:
+        with self._lock:
             self._batcher.clear()
             self._batcher.close()
-            self._changed.notify_all()
+            self._wake_all()
 
     def put_back(self, works: Sequence[Work]) -> None:
         """Give back what a lane was told to decode and did not begin."""
-        with self._changed:
+        with self._lock:
             self._batcher.put_back(works)
-            self._changed.notify()
+            self._wake()
 
-    def take(self, *, ready: Sequence[Work] = ()) -> Run[Work] | Decode[Work] | Stop:
-        """Give the rows that the lane has made, and wait for what it must do next."""
-        with self._changed:
+    def take(
+        self, *, role: Role = Role.ANY, ready: Sequence[Work] | None = None
+    ) -> Run[Work] | Decode[Work] | Stop:
+        """Wait for what the lane must do next; `ready`: what came of its last decoding, if any."""
+        with self._lock:
             now_s = time.monotonic()
-            if ready:
+            if ready is not None:
                 self._batcher.ready(ready, now_s)
-            action = self._batcher.next(now_s)
+                self._changed[Role.RUN].notify()
+            action = self._batcher.next(now_s, role=role)
             while isinstance(action, Wait):
                 until_s = action.until_s
-                self._changed.wait(None if until_s is None else max(0.0, until_s - now_s))
+                self._changed[role].wait(None if until_s is None else max(0.0, until_s - now_s))
                 now_s = time.monotonic()
-                action = self._batcher.next(now_s)
+                action = self._batcher.next(now_s, role=role)
             if len(self._batcher):
                 # What is left concerns a waiting lane: to do it now, or to watch its deadline
                 # while this lane is busy. It wakes the next one in its turn.
-                self._changed.notify()
+                self._wake()
+            elif isinstance(action, Stop):
+                self._wake_all()
             return action
+
+    def _wake(self) -> None:
+        for changed in self._changed.values():
+            changed.notify()
+
+    def _wake_all(self) -> None:
+        for changed in self._changed.values():
+            changed.notify_all()

@@ -18,10 +18,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from worker.engine.artifacts import tensorrt_options
+from worker.engine.binding import Bound
 from worker.engine.contract import Signature, Tensor
 from worker.engine.devices import cpu_name, cuda_device, cuda_problem
 from worker.engine.distributions import installed, only_one
-from worker.engine.providers import CPU, PROVIDERS, Choice, choices, provider_options
+from worker.engine.providers import CPU, PROVIDERS, TENSORRT, Choice, choices, provider_options
 from worker.engine.trouble import said, scrubbed
 from worker.errors import DeviceError, ModelError, SettingsError
 from worker.profiling.stages import Stage, Stages
@@ -114,11 +116,14 @@ Options = Mapping[str, Mapping[str, str]]
 class Session:
     """One loaded graph on one provider; `run` may be called from several lanes at once."""
 
-    def __init__(self, session: ort.InferenceSession, choice: Choice) -> None:
+    def __init__(self, session: ort.InferenceSession, choice: Choice, path: Path) -> None:
         self._session = session
         self._run = session.run
+        self.path = path
+        """Of the graph."""
         self.stages: Stages | None = None
         """Told where a run is; there while a profile is taken."""
+        self._bound: Bound | None = None
         self.signature = Signature(
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_inputs()),
             tuple(Tensor(arg.name, arg.type, tuple(arg.shape)) for arg in session.get_outputs()),
@@ -139,12 +144,29 @@ class Session:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph. Raises one of RUN_ERRORS."""
-        if stages := self.stages:
+        stages = self.stages
+        if self._bound is not None:
+            return self._bound.run(outputs, feeds, stages)
+        if stages:
             stages.enter(Stage.KERNELS)
         arrays = self._run(outputs, feeds)
         if stages := self.stages:
             stages.enter(Stage.COPY_OUT)
         return [np.asarray(array) for array in arrays]
+
+    def bind(self) -> None:
+        """From now on runs are bound, and one at a time."""
+        self._bound = Bound(self._session, self.stamp.provider)
+
+    @property
+    def bound(self) -> Bound | None:
+        """How runs are bound; None: lanes run side by side."""
+        return self._bound
+
+    @property
+    def waited_s(self) -> float:
+        """How long the last run of this thread waited for that of another."""
+        return self._bound.waited_s if self._bound else 0.0
 
     def end_profile(self) -> tuple[Path, float]:
         """End ONNX Runtime's own profile, where the session was opened with one.
@@ -172,14 +194,16 @@ def open_session(
     policy: str,
     options: Mapping[str, str],
     given: Options = MappingProxyType({}),
+    artifacts: Path | None = None,
     profile: Path | None = None,
 ) -> Session:
     """Open the model by its path (bytes would resolve external data against the working folder).
 
-    `options` are ONNX Runtime's for a session, `given` those for execution providers. `profile`:
-    what the file of ONNX Runtime's own profile shall begin with; None: none is taken. Raises
-    DeviceError (the policy cannot be met), SettingsError (options, or several ONNX Runtimes are
-    installed) or ModelError (the file).
+    `options` are ONNX Runtime's for a session, `given` those for execution providers. `artifacts`:
+    the folder in which TensorRT keeps what it makes of this model; None: nowhere. `profile`: what
+    the file of ONNX Runtime's own profile shall begin with; None: none is taken. Raises DeviceError
+    (the policy cannot be met), SettingsError (options, or several ONNX Runtimes are installed) or
+    ModelError (the file).
     """
     only_one(installed())
     settings, provided = _session_options(options), provider_options(given)
@@ -189,6 +213,7 @@ def open_session(
     refused: list[str] = []
     for choice in tried:
         try:
+            provided[choice.provider].update(_kept(choice.provider, artifacts))
             _prove(choice, settings, provided)
             if profile is not None:
                 settings.enable_profiling = True
@@ -233,7 +258,7 @@ def _open(path: Path, choice: Choice, settings: ort.SessionOptions, provided: Op
             enable_fallback=0,
             read_config_from_model=0,
         )
-        opened = Session(session, choice)
+        opened = Session(session, choice, path)
     except _MODEL_ERRORS as error:
         raise ModelError(_sentence(error), file=str(path)) from None
     except _OPEN_ERRORS as error:
@@ -263,6 +288,16 @@ def _missing(provider: str) -> str:
     return ""
 
 
+def _kept(provider: str, artifacts: Path | None) -> dict[str, str]:
+    """Return the options by which a provider keeps what takes long to make."""
+    if provider != TENSORRT or artifacts is None or (gpu := cuda_device()) is None:
+        return {}
+    try:
+        return tensorrt_options(artifacts, gpu.compute_capability)
+    except OSError:  # what cannot be kept is made again
+        return {}
+
+
 def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
     """Return the options. Raises one SettingsError for all that are not known or cannot be set."""
     settings = ort.SessionOptions()
@@ -287,7 +322,8 @@ def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:
 def _device(choice: Choice) -> str:
     """Return the GPU's UUID where the provider runs on CUDA; what others run on is not known."""
     on_cuda = any(each.cuda for each in PROVIDERS.values() if each.name == choice.provider)
-    return (cuda_device() if on_cuda else None) or cpu_name()
+    gpu = cuda_device() if on_cuda else None
+    return cpu_name() if gpu is None else gpu.uuid
 
 
 def _precision(signature: Signature) -> str:

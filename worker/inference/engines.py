@@ -22,7 +22,7 @@ from worker.protocol.messages import (
     StartProfile,
     Submit,
 )
-from worker.protocol.page import Page, Phase
+from worker.protocol.page import RUN_LANES, Page, Phase
 from worker.types import Limits, ModelRef
 
 LOAD_DEADLINE_S = 600.0
@@ -77,12 +77,13 @@ class Engine:
             ours, theirs = socket_pair()
             undo.callback(ours.close)
             undo.callback(theirs.close)
-            page = Page.make(lanes=lanes, max_ids=_MAX_IDS)
+            page = Page.make(lanes=lanes + RUN_LANES, max_ids=_MAX_IDS)
             undo.callback(page.close)
             channel = await AsyncChannel.open(ours)
             undo.callback(channel.close)
             quiet = spec.load.quiet
-            peer = spawn(EngineEnd(theirs, page, lanes, _MAX_IDS, pixels, spec.device, quiet))
+            end = EngineEnd(theirs, page, page.lanes, _MAX_IDS, pixels, spec.device, quiet)
+            peer = spawn(end)
             undo.pop_all()
         try:
             channel.send(spec.load)

@@ -353,7 +353,8 @@ class Supervisor:
         _log.info(
             "engine.loaded", model=str(self._spec.ref), pid=engine.pid,
             provider=engine.loaded.provider, lanes=self._spec.load.lanes,
-            max_size=engine.loaded.max_size, took_s=round(time.monotonic() - began_s, 2),
+            max_size=engine.loaded.max_size, staging=engine.loaded.signature.get("staging"),
+            took_s=round(time.monotonic() - began_s, 2),
         )  # fmt: skip
         self._tell_where(engine.loaded)
         return engine

@@ -280,6 +280,8 @@ class Loader:
             failpoint=options.failpoint,
             quiet=quiet,
             provider_options=options.provider_options,
+            staging=options.staging,
+            artifacts=options.artifacts,
         )
         fallback = options.devices.fallback
         return EngineSpec(version.ref, load, options.watchdog_s, fallback=fallback)

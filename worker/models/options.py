@@ -48,6 +48,9 @@ class RegistryOptions(NamedTuple):
     """Its engines on the CPU; None: as many as are best, see `Budget.split`."""
     to_cpu: bool = True
     """The CPU may serve for GPUs that are lost."""
+    staging: str = "auto"
+    artifacts: str = ""
+    """Where engines keep what they make of models."""
 
     @classmethod
     def of(
@@ -65,6 +68,8 @@ class RegistryOptions(NamedTuple):
             limits=limits_of(settings),
             policy=devices.policy(engine.policy),
             session=MappingProxyType(engine.session),
+            staging=engine.staging,
+            artifacts=artifacts_of(settings),
             watchdog_s=None if engine.watchdog_s == "auto" else engine.watchdog_s,
             max_loaded=models.max_loaded,
             stop_first=models.swap == "stop-first",
@@ -90,6 +95,11 @@ class RegistryOptions(NamedTuple):
         """Engines of one version, at most."""
         on_cpu = CPU_ENGINES if self.on_cpu is None else self.on_cpu
         return len(self.uuids) * self.per_gpu or on_cpu
+
+
+def artifacts_of(settings: Settings) -> str:
+    """Return the folder for what engines make of models and keep."""
+    return str(settings.data_dir.resolve() / "engines")
 
 
 class Listeners(NamedTuple):

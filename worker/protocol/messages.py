@@ -40,6 +40,10 @@ class Load(NamedTuple):
     """Load behind those who serve meanwhile: the thread that loads steps back."""
     provider_options: Mapping[str, dict[str, str]] = MappingProxyType({})
     """Execution provider -> its options; both under ONNX Runtime's own names."""
+    staging: str = "auto"
+    """`auto` (where the device has its own memory), `always` or `never`: see engine/staging.py."""
+    artifacts: str = ""
+    """Absolute path of the folder for what engines make of models and keep."""
 
 
 class Loaded(NamedTuple):

@@ -25,6 +25,10 @@ _PHASE_BYTES = 4
 _ID_BYTES = 8
 
 
+RUN_LANES = 2
+"""Slots beside those of the lanes that decode, for an engine whose runs have lanes of their own."""
+
+
 class Phase(IntEnum):
     IDLE = 0
     DECODE = 1

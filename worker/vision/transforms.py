@@ -58,6 +58,22 @@ class _Size(NamedTuple):
     short: int | None = None
 
 
+class Pixels(NamedTuple):
+    """Preprocessing cut in two: what is done to pixels, and what is made of their levels."""
+
+    shape: tuple[int, int, int]
+    """[H, W, C] of a row of pixels, uint8."""
+    prepare: Transform
+    """An image -> its row of pixels."""
+    finish: Transform
+    """A row of pixels -> the row that the whole list would have written."""
+    values: NDArray[Any]
+    """[C, 256]: what each level of each channel becomes; its dtype is that of the whole row."""
+    flip: bool
+    """Before that the channels are turned round: RGB to BGR."""
+    chw: bool
+
+
 class _State(NamedTuple):
     """What the steps so far make of any picture."""
 
@@ -89,6 +105,33 @@ def compile_steps(
     its aspect is kept. Raises ModelError naming the first step that does not fit the one before, or
     the list when its end does not fit the row.
     """
+    state = _state(steps, field)
+    try:
+        return partial(_transform, state.work, _writer(state, row_shape, np.dtype(row_dtype)))
+    except _Misfit as misfit:
+        raise ModelError(str(misfit), field=field) from None
+
+
+def cut_steps(
+    steps: Sequence[Step], *, row_shape: tuple[int, ...], row_dtype: np.dtype[Any]
+) -> Pixels:
+    """Cut steps, which `compile_steps` has accepted for this row, behind what is done to pixels."""
+    state = _state(steps, "preprocess")
+    exact, channels = state.size.exact, len(state.values)
+    assert exact is not None
+    write, gray = partial(_write_hwc, None, flip=False), state.color == "gray"
+    finish = _writer(state, row_shape, row_dtype)
+    return Pixels(
+        shape=(*exact, channels),
+        prepare=partial(_transform, state.work, write if gray else partial(_write_rgb, write)),
+        finish=partial(_finish_gray, finish) if gray else finish,
+        values=state.values,
+        flip=state.color == "bgr",
+        chw=state.chw,
+    )
+
+
+def _state(steps: Sequence[Step], field: str) -> _State:
     state = _State(_Size(), "rgb", chw=False, values=_levels(3), work=())
     for index, step in enumerate(steps):
         try:
@@ -96,10 +139,11 @@ def compile_steps(
         except _Misfit as misfit:
             where = f"{field}[{index}].{_NAMES[type(step)]}"
             raise ModelError(str(misfit), field=where) from None
-    try:
-        return partial(_transform, state.work, _writer(state, row_shape, np.dtype(row_dtype)))
-    except _Misfit as misfit:
-        raise ModelError(str(misfit), field=field) from None
+    return state
+
+
+def _finish_gray(write: Transform, pixels_hwc: Image, row: Row) -> None:
+    write(pixels_hwc[..., 0], row)
 
 
 class _Misfit(Exception):  # noqa: N818 - named for what it says; never leaves this module

@@ -2,11 +2,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from worker.engine.batcher import Batcher, Bounds, Decode, Run, Stop, Wait
+from worker.engine.batcher import Batcher, Bounds, Decode, Role, Run, Stop, Wait
 
 BIG = 100_000
 BOUNDS = Bounds(cap=4, min_size=1, max_wait_s=0.005)
@@ -156,6 +156,68 @@ def test_a_cleared_batcher_knows_nobody_any_more() -> None:
     batcher.clear()
     assert len(batcher) == 0
     assert batcher.next(1.0) == Wait(None)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "role", "pending", "rows", "now_s", "expected"),
+    [
+        ("who runs never decodes", Role.RUN, ONE_PENDING, 0, 0.0, Wait(None)),
+        ("who runs waits for min_size", Role.RUN, ONE_PENDING, 2, 0.001, Wait(0.005)),
+        ("but no longer than a row may", Role.RUN, ONE_PENDING, 2, 0.005, Run(jobs(0, 1))),
+        ("who runs does not wait for more", Role.RUN, ONE_PENDING, 3, 0.0, Run(jobs(0, 1, 2))),
+        ("who runs takes a batch at most", Role.RUN, [], 6, 0.0, Run(jobs(0, 1, 2, 3))),
+        ("who decodes never runs", Role.DECODE, [], 3, 1.0, Wait(None)),
+        ("who decodes fills a batch", Role.DECODE, ONE_PENDING, 3, 1.0, Decode(ONE_PENDING)),
+        ("and stops before a second one", Role.DECODE, ONE_PENDING, 4, 1.0, Wait(None)),
+    ],
+)
+def test_a_lane_with_a_role_is_told(
+    trigger: str,
+    role: Role,
+    pending: list[Job],
+    rows: int,
+    now_s: float,
+    expected: Run[Job] | Decode[Job] | Wait,
+) -> None:
+    batcher = batcher_with(MIN_3, pending=pending, rows=jobs(*range(rows)))
+    assert batcher.next(now_s, role=role) == expected, trigger
+
+
+@given(
+    data=st.data(),
+    added=st.lists(st.tuples(st.booleans(), st.sampled_from([300, BIG])), max_size=20),
+    cap=st.integers(1, 4),
+    min_size=st.integers(1, 5),
+)
+@settings(deadline=None)
+def test_lanes_with_roles_bring_every_job_to_its_end_before_they_stop(
+    data: st.DataObject, added: list[tuple[bool, int]], cap: int, min_size: int
+) -> None:
+    batcher: Batcher[Job] = Batcher(Bounds(cap, min_size, 60.0))
+    batcher.add(Job(n, alone, size) for n, (alone, size) in enumerate(added))
+    batcher.close()
+    lanes = {0: Role.DECODE, 1: Role.DECODE, 2: Role.RUN, 3: Role.RUN}
+    decoding: dict[int, list[Job]] = {}
+    ended: list[Job] = []
+    order = data.draw(st.lists(st.integers(0, 3), max_size=60))
+    for at in [*order, *range(4)] * 100:  # whatever the order, each is asked again and again
+        if at not in lanes:
+            continue
+        if group := decoding.pop(at, []):
+            good = len(group) - (group[0].id % 3 == 0)
+            ended += group[good:]
+            batcher.ready(group[:good], 0.0)
+        match batcher.next(0.0, role=lanes[at]):
+            case Decode(jobs_told):
+                decoding[at] = list(jobs_told)
+            case Run(rows):
+                ended += rows
+            case Wait(until_s):
+                assert until_s is None, "closed: nobody waits for company"
+            case Stop():
+                assert lanes.pop(at) is Role.DECODE or len(ended) == len(added)
+    assert not lanes
+    assert sorted(job.id for job in ended) == list(range(len(added)))
 
 
 class Lanes(RuleBasedStateMachine):

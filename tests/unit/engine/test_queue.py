@@ -1,7 +1,7 @@
 import threading
 import time
 
-from worker.engine.batcher import Bounds, Decode, Run, Stop
+from worker.engine.batcher import Bounds, Decode, Role, Run, Stop
 from worker.engine.queue import Queue, Work
 
 DEADLINE_S = 10
@@ -54,3 +54,32 @@ def test_lower_bounds_wake_a_lane_that_waits_for_company() -> None:
     queue.bound(Bounds(cap=8, min_size=1, max_wait_s=DEADLINE_S))
     lane.join(DEADLINE_S / 2)
     assert taken == [Run([row])]
+
+
+def test_lanes_with_roles_serve_all_and_stop() -> None:
+    """Deadlines are far away: a wake-up that is lost leaves this waiting."""
+    for _ in range(20):
+        queue = Queue(Bounds(cap=3, min_size=1, max_wait_s=DEADLINE_S * 10))
+        ran: list[int] = []
+        roles = (Role.DECODE, Role.DECODE, Role.DECODE, Role.RUN, Role.RUN)
+        lanes = [threading.Thread(target=serve, args=(queue, role, ran)) for role in roles]
+        for lane in lanes:
+            lane.start()
+        for n in range(0, 100, 4):
+            queue.add([work(n + i, alone=n % 12 == 0) for i in range(4)])
+        queue.close()
+        for lane in lanes:
+            lane.join(DEADLINE_S)
+            assert not lane.is_alive()
+        assert sorted(ran) == [n for n in range(100) if n % 5]
+
+
+def serve(queue: Queue, role: Role, ran: list[int]) -> None:
+    """Work as a lane does; every fifth picture is bad."""
+    action = queue.take(role=role)
+    while not isinstance(action, Stop):
+        if isinstance(action, Decode):
+            action = queue.take(role=role, ready=[w for w in action.jobs if w.id % 5])
+        else:
+            ran.extend(row.id for row in action.rows)
+            action = queue.take(role=role)

@@ -39,7 +39,7 @@ from worker.protocol.messages import (
     Submit,
     Trouble,
 )
-from worker.protocol.page import Page, Phase
+from worker.protocol.page import RUN_LANES, Page, Phase
 from worker.types import Reason
 
 BRIGHT = graphs.png(graphs.BRIGHT)
@@ -57,6 +57,7 @@ class Scripted:
         self._real = real
         self.signature, self.nodes, self.refused = real.signature, real.nodes, real.refused
         self.stamp = real.stamp._replace(provider=provider)
+        self.bound, self.waited_s, self.path = real.bound, 0.0, real.path
         self.act: Act = lambda _: None
         self.sizes: list[int] = []
 
@@ -91,7 +92,7 @@ class Engine:
         self.troubles: list[Trouble] = []
         self.ends: dict[int, Done | Fault | Retry] = {}
         self.messages: list[Message] = []
-        self._page, (ours, theirs) = Page.make(lanes=1, max_ids=16), socket_pair()
+        self._page, (ours, theirs) = Page.make(lanes=1 + RUN_LANES, max_ids=16), socket_pair()
         ours.settimeout(DEADLINE_S)
         self._channel = Channel(ours)
         self._pool = ThreadPoolExecutor(1)
@@ -139,9 +140,15 @@ class Device:
     """A model on a scripted device, and engines that serve it."""
 
     def __init__(
-        self, folder: Path, provider: str = CUDA, *, graph: onnx.ModelProto | None = None
+        self,
+        folder: Path,
+        provider: str = CUDA,
+        *,
+        graph: onnx.ModelProto | None = None,
+        **asked: str,
     ) -> None:
-        self.asked = load(folder, graphs.version(folder, graph), lanes=1)
+        given = {"staging": "never", **asked}
+        self.asked = load(folder, graphs.version(folder, graph), lanes=1, **given)
         self.model = load_model(self.asked)
         self.session = Scripted(self.model.session, provider)
         self.model.session = self.session  # type: ignore[assignment]  # all that lanes use of one
@@ -205,6 +212,21 @@ def test_a_batch_that_found_no_memory_is_run_in_halves_and_none_is_so_large_agai
     assert (types(engine), kinds(engine)) == ([Done] * 8, ["oom"])
     assert max(device.session.sizes[3:]) == 2
     assert engine.end() is None
+
+
+def test_bound_runs_recover_as_others_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(tmp_path / "1", staging="always", artifacts=str(tmp_path / "kept"))
+    monkeypatch.setattr(host, "load_model", lambda _: device.model)
+    assert device.model.staging == "bound, folded"
+    too_many = native.Fail(ARENA)
+    engine = device.serve(lambda batch: too_many if len(batch) > 1 else None, [BRIGHT] * 8)
+    assert types(engine) == [Done] * 8
+    assert set(kinds(engine)) <= {"oom"}
+    assert engine.end() is None
+
+    lost = device.serve(lambda _: native.Fail(ILLEGAL), [BRIGHT] * 8)
+    assert (lost.ends, kinds(lost)[0]) == ({}, "sticky")
+    assert isinstance(lost.end(), DeviceError)
 
 
 def test_an_odd_batch_is_halved_down_to_single_rows(device: Device) -> None:
@@ -345,7 +367,8 @@ def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Act],
 
         monkeypatch.setattr(loader, "open_session", scripted)
         page, (ours, theirs) = Page.make(lanes=1, max_ids=4), socket_pair()
-        Channel(ours).send(load(tmp_path / "1", graphs.version(tmp_path / "1")))
+        folder = tmp_path / "1"
+        Channel(ours).send(load(folder, graphs.version(folder), staging="never"))
         serve(theirs, page)
         answer = Channel(ours).receive()
         ours.close()
@@ -383,6 +406,6 @@ def test_what_has_memory_for_small_batches_only_is_loaded_for_those(
         return session
 
     monkeypatch.setattr(loader, "open_session", scripted)
-    asked = load(tmp_path / "1", graphs.version(tmp_path / "1"))
+    asked = load(tmp_path / "1", graphs.version(tmp_path / "1"), staging="never")
     model = loader.load_model(asked)
     assert (model.headroom.rows, model.cap(asked.limits)) == (2, 2)

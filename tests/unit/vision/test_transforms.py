@@ -20,7 +20,7 @@ from worker.models.manifest import (
 )
 from worker.types import Reason
 from worker.vision.resample import LINEAR, resize_antialiased
-from worker.vision.transforms import compile_steps
+from worker.vision.transforms import compile_steps, cut_steps
 
 Array = NDArray[Any]
 
@@ -44,6 +44,11 @@ def transformed(steps: list[Step], image: NDArray[np.uint8], like: Array) -> Arr
     transform(image, batch[1])
     assert (batch[0] == 77).all()
     assert (batch[2] == 77).all()
+    pixels = cut_steps(steps, row_shape=like.shape, row_dtype=like.dtype)
+    row, finished = np.empty(pixels.shape, np.uint8), np.empty_like(batch[1])
+    pixels.prepare(image, row)
+    pixels.finish(row, finished)
+    np.testing.assert_array_equal(finished, batch[1], err_msg="cut in two it is something else")
     return np.asarray(batch[1])
 
 

@@ -1,0 +1,154 @@
+"""The path of a GPU on a real session of the CPU: pixels, a folded graph, bound runs, own lanes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from tests.contract.engines import LIMITS, Engine, load
+from tests.unit.engine import graphs
+from worker.engine import fold, staging
+from worker.engine.loader import load_model
+from worker.engine.model import Model
+from worker.protocol.messages import Done, Fault, Load, Loaded, LoadFailed
+from worker.protocol.page import RUN_LANES
+
+BRIGHT, DARK = graphs.png(graphs.BRIGHT), graphs.png(graphs.DARK)
+MARKED = BRIGHT + b"MARK"
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Load:
+    return asked_in(tmp_path)
+
+
+def asked_in(folder: Path, graph: Any = None, **changes: Any) -> Load:
+    sha256 = graphs.version(folder / "1", graph)
+    return load(folder / "1", sha256, staging="always", artifacts=str(folder / "kept"), **changes)
+
+
+def scores(model: Model, levels: list[int]) -> Any:
+    rows = np.empty((len(levels), *model.row_shape), model.row_dtype)
+    for level, row in zip(levels, rows, strict=True):
+        model.prepare(np.full((9, 11, 3), level, np.uint8), row)
+    return model.run(rows)[0]
+
+
+def test_a_staged_model_takes_pixels_and_says_what_it_said(asked: Load) -> None:
+    staged, plain = load_model(asked), load_model(asked._replace(staging="never"))
+    assert (staged.row_shape, staged.row_dtype, staged.row_bytes) == ((8, 8, 1), "uint8", 64)
+    assert (plain.row_shape, plain.row_dtype, plain.row_bytes) == ((1, 8, 8), "float32", 256)
+    assert (staged.staging, plain.staging) == ("bound, folded", "no")
+    assert staged.session.stamp == plain.session.stamp
+    levels = [0, 7, 255, 100]
+    np.testing.assert_allclose(scores(staged, levels), scores(plain, levels), atol=1e-6)
+
+
+def test_on_a_cpu_nothing_is_staged_by_itself(asked: Load) -> None:
+    model = load_model(asked._replace(staging="auto"))
+    assert (model.staging, model.session.bound) == ("no", None)
+    assert not Path(asked.artifacts).exists()
+
+
+def test_a_graph_is_folded_once(asked: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_model(asked)
+    [kept] = Path(asked.artifacts).rglob("folded-*.onnx")
+    monkeypatch.setattr(staging, "fold", None)  # whoever calls it now fails
+    model = load_model(asked)
+    assert model.staging == "bound, folded"
+    assert kept.parent.name == model.sha256
+
+
+def test_a_folded_graph_that_says_otherwise_is_not_used(
+    asked: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = fold._line
+    monkeypatch.setattr(fold, "_line", lambda values: (line(values)[0] * 1.01, line(values)[1]))
+    model = load_model(asked)
+    assert model.staging.startswith("bound, not folded: on the CPU output scores differs by 0.0")
+    assert model.row_dtype == "float32"
+    assert model.session.bound is not None
+    assert not list(Path(asked.artifacts).rglob("*.onnx"))
+    monkeypatch.undo()
+    assert load_model(asked).staging == "bound, folded"
+
+
+def test_a_kept_graph_that_was_broken_is_thrown_away(asked: Load) -> None:
+    load_model(asked)
+    [kept] = Path(asked.artifacts).rglob("folded-*.onnx")
+    kept.write_bytes(b"broken")
+    assert load_model(asked).staging.startswith("bound, not folded: on the CPU")
+    assert load_model(asked).staging == "bound, folded"
+
+
+def test_where_nothing_can_be_kept_the_graph_stays_as_it_is(asked: Load, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for artifacts in ("", str(tmp_path / "file")):
+        model = load_model(asked._replace(artifacts=artifacts))
+        assert model.staging.startswith("bound, not folded: ")
+
+
+def test_a_golden_sample_that_is_no_picture_is_still_told(tmp_path: Path) -> None:
+    sha256 = graphs.version(tmp_path / "1", golden=b"no picture")
+    asked = load(tmp_path / "1", sha256, staging="always", artifacts=str(tmp_path / "kept"))
+    with Engine("thread") as engine:
+        answer = engine.load(asked)
+    assert isinstance(answer, LoadFailed)
+    assert answer.field == "golden[0]"
+
+
+@pytest.mark.parametrize("batch", [1, 3, "N"])
+def test_graphs_of_any_batch_serve_staged(tmp_path: Path, batch: int | str) -> None:
+    asked = asked_in(tmp_path, graphs.brightness(batch=batch))
+    with Engine("thread", lanes=2 + RUN_LANES) as engine:
+        answer = engine.load(asked)
+        assert isinstance(answer, Loaded)
+        assert answer.signature["staging"] == "bound, folded"
+        engine.submit([DARK, BRIGHT] * 10)
+        ends = engine.outcomes(20)
+        assert engine.bye() == {}
+    labels = {n: label(end) for n, (end, _) in ends.items()}
+    assert labels == {n: "dark" if n % 2 else "bright" for n in range(1, 21)}
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_each_record_has_one_outcome(kind: str, asked: Load) -> None:
+    with Engine(kind, lanes=2 + RUN_LANES) as engine:
+        assert isinstance(engine.load(asked), Loaded)
+        engine.submit([BRIGHT, b"", DARK, b"<html>", BRIGHT[:50]] * 40, alone=(1, 8))
+        engine.submit([DARK] * 30, first=201)
+        ends = engine.bye()
+        assert engine.ended() in (0, None)
+    assert set(ends) == set(range(1, 231))
+    for n, (end, message) in ends.items():
+        good = n > 200 or n % 5 in (1, 3)
+        assert isinstance(end, Done if good else Fault)
+        if good:
+            assert label(end) == ("bright" if n < 201 and n % 5 == 1 else "dark")
+            assert 1 <= message.batch_size <= (1 if n in (1, 8) else LIMITS.max_size)
+            assert isinstance(end, Done)
+            assert min(end.wait_ms, end.decode_ms, message.run_ms) > 0
+
+
+def test_what_makes_a_bound_run_fail_is_found_row_by_row(asked: Load) -> None:
+    with Engine("thread", lanes=2 + RUN_LANES) as engine:
+        engine.load(asked._replace(failpoint="before_run=raise@MARK"))
+        engine.submit([BRIGHT, MARKED, BRIGHT, BRIGHT])
+        ends = engine.outcomes(4)
+    assert [n for n, (end, _) in ends.items() if not isinstance(end, Done)] == [2]
+
+
+def test_a_page_without_room_for_lanes_that_run_is_refused(asked: Load) -> None:
+    with Engine("process", lanes=2) as engine:
+        engine.channel.send(asked)
+        assert isinstance(engine.channel.receive(), Loaded)
+        assert engine.channel.receive() is None
+        assert engine.ended() == 70
+
+
+def label(end: object) -> str:
+    assert isinstance(end, Done), end
+    said: str = orjson.loads(end.predictions)["light"][0]["label"]
+    return said
