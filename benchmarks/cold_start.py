@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from benchmarks import topics
 from benchmarks.cases import Case, demo_digits, photographs
-from benchmarks.peers import DARKROOM, Where, running
+from benchmarks.peers import DARKROOM, Where, cpu_s, running
 from benchmarks.report import Figure, Report, machine, versions
 from worker.inference.budget import resident_bytes
 from worker.local import stack as local
@@ -26,7 +28,7 @@ STARTS, QUICK_STARTS = 11, 3
 IDLE_S = 5.0
 """From the first result until memory is measured."""
 TARGET_S, TARGET_MB = 3.0, 250.0
-"""From the start of the process to its first result; PSS of worker and engine."""
+"""From the start of the process to its first result; PSS of worker and engines."""
 _FIRST_S = 60.0
 
 
@@ -36,7 +38,7 @@ class Cold(NamedTuple):
     first_s: float
     """From the start of the process to the LogAppendTime of the first result."""
     loaded_s: float
-    """From the start of the process to a warm engine."""
+    """From the start of the process to the first warm engine."""
     worker_cpu_s: float
     """Until the first result; so is the next."""
     engine_cpu_s: float
@@ -44,7 +46,7 @@ class Cold(NamedTuple):
     """Proportional set size when idle; so is the next."""
     engine_pss_mb: float
     peak_mb: float
-    """The most of own pages of both, and those of files once: what `models/room.py` reckons by."""
+    """The most of own pages of all, and those of files once: what `models/room.py` reckons by."""
 
     @property
     def pss_mb(self) -> float:
@@ -62,16 +64,20 @@ def start(stack: local.Stack, case: Case) -> Cold:
     with running(DARKROOM, case, where) as peer:
         if not watched.wait_for(1, _FIRST_S, alive=peer.check):
             raise SystemExit(f"no result in {_FIRST_S:g} s")
-        worker_cpu_s, engine_cpu_s = (sum(each.cpu_times()[:2]) for each in peer.processes())
+        worker, engines = peer.processes()
+        worker_cpu_s, engine_cpu_s = cpu_s(worker), sum(map(cpu_s, engines))
         time.sleep(IDLE_S)
-        worker, engine = peer.processes()
-        worker_mb, engine_mb = (each.memory_full_info().pss / 1e6 for each in (worker, engine))
-        peak_mb = resident_bytes((worker.pid, engine.pid)) / 1e6
+        worker_mb, engine_mb = pss_mb(worker), sum(map(pss_mb, engines))
+        peak_mb = resident_bytes(each.pid for each in (worker, *engines)) / 1e6
         loaded_s = peer.logged_s("engine.loaded") - began_s
         peer.end()
     first_s = min(watched.read().stamps_ms.values()) / 1e3 - began_s
     topics.remove(stack, made)
     return Cold(first_s, loaded_s, worker_cpu_s, engine_cpu_s, worker_mb, engine_mb, peak_mb)
+
+
+def pss_mb(process: psutil.Process) -> float:
+    return float(process.memory_full_info().pss) / 1e6
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:

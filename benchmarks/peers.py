@@ -62,6 +62,11 @@ def busy_cores(before: Usage, after: Usage) -> float:
     return used_s / (after.at_s - before.at_s)
 
 
+def cpu_s(process: psutil.Process) -> float:
+    """Return the CPU time of a process."""
+    return float(sum(process.cpu_times()[:2]))
+
+
 class Peer:
     """A started peer."""
 
@@ -79,19 +84,20 @@ class Peer:
 
     def usage(self, broker: psutil.Process) -> Usage:
         worker = psutil.Process(self._process.pid)
-        roles = {"worker": worker, "broker": broker}
-        for child in worker.children():
-            roles["engine"] = child
-        cpu = {name: sum(process.cpu_times()[:2]) for name, process in roles.items()}
-        rss = {name: process.memory_info().rss / 1e6 for name, process in roles.items()}
+        roles = {"worker": [worker], "broker": [broker]}
+        if engines := worker.children():
+            roles["engine"] = engines
+        cpu = {name: sum(map(cpu_s, each)) for name, each in roles.items()}
+        rss = {
+            name: sum(one.memory_info().rss for one in each) / 1e6 for name, each in roles.items()
+        }
         times = psutil.cpu_times()
         return Usage(time.time(), cpu, times.idle + getattr(times, "iowait", 0.0), rss)
 
-    def processes(self) -> tuple[psutil.Process, psutil.Process]:
-        """Return Darkroom's worker and its engine."""
+    def processes(self) -> tuple[psutil.Process, list[psutil.Process]]:
+        """Return Darkroom's worker and its engines."""
         worker = psutil.Process(self._process.pid)
-        (engine,) = worker.children()
-        return worker, engine
+        return worker, worker.children()
 
     def logged_s(self, event: str) -> float:
         """Return when Darkroom first logged an event, epoch seconds."""

@@ -130,7 +130,7 @@ class Worker:
         devices = await self._unless_stopped(self._devices())
         if devices is None:
             return 0
-        registry = self._registry(devices)
+        registry = self._registry(devices, memory.instances)
         host = Host(registry, self._state)
         agent = self._agent(registry, host)
         following = asyncio.create_task(agent.run(), name="agent")
@@ -288,7 +288,7 @@ class Worker:
             log.warning("no GPU is usable: engines run on the CPU", why=devices.problem)
         return devices
 
-    def _registry(self, devices: Devices) -> Registry:
+    def _registry(self, devices: Devices, on_cpu: int | None) -> Registry:
         settings = self._settings
         location = settings.models.repository
         if location is None:
@@ -301,7 +301,9 @@ class Worker:
         return Registry(
             repository,
             budget_of(settings),
-            options=RegistryOptions.of(settings, failpoint=self._failpoint, devices=devices),
+            options=RegistryOptions.of(
+                settings, on_cpu=on_cpu, failpoint=self._failpoint, devices=devices
+            ),
             spawn=spawn_process,
             tell=Listeners(self._finished, self._withdrawn, self._batch_ran),
             metrics=self._metrics,

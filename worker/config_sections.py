@@ -97,8 +97,9 @@ class EngineSettings(Section):
     """A GPU at or above one of these when the worker starts is not used."""
     on_gpu_loss: Literal["cpu", "leave", "exit"] = "cpu"
     """What a worker does whose devices were all lost: see `gpu_loss`."""
-    instances_per_device: Annotated[int, Field(ge=1, le=64)] = 1
-    """Engines of each version on each device, or on the CPU."""
+    instances_per_device: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
+    """Engines of each version on each GPU, or on the CPU; `auto`: one on a GPU, and on the CPU two
+    where there are two lanes for them, and memory."""
     lanes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     watchdog_s: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     session: dict[str, str] = {}

@@ -66,7 +66,7 @@ def repository(tmp_path: Path) -> Path:
 def registry_of(
     repository: Path, ends: Ends, *, failpoint: str | None = None, **changes: Any
 ) -> Registry:
-    options = RegistryOptions.of(Settings(), failpoint=failpoint)
+    options = RegistryOptions.of(Settings(), on_cpu=1, failpoint=failpoint)
     return Registry(
         Repository(repository, cache=None, seen_file=None),
         BUDGET,
@@ -315,7 +315,7 @@ async def test_an_engine_does_not_outlive_a_killed_worker(repository: Path) -> N
 @pytest.mark.long  # simulated engines do so in test_dispatcher_in_bad_weather
 async def test_of_several_engines_one_may_die_while_the_others_serve(repository: Path) -> None:
     ends = Ends()
-    async with serving(repository, ends, instances=2) as registry:
+    async with serving(repository, ends, on_cpu=2) as registry:
         assert len(engines()) == 2
         for first in range(0, 3000, 100):
             registry.submit([job(offset) for offset in range(first, first + 100)])
@@ -330,9 +330,7 @@ async def test_of_several_engines_one_convicts_the_record_that_kills_them(
     repository: Path,
 ) -> None:
     ends = Ends()
-    async with serving(
-        repository, ends, failpoint=f"before_run=kill@{MARK}", instances=2
-    ) as registry:
+    async with serving(repository, ends, failpoint=f"before_run=kill@{MARK}", on_cpu=2) as registry:
         registry.submit([job(offset, marked=offset == 17) for offset in range(60)])
         await until(lambda: len(ends.of) == 60)
         assert ends.convicted == {17}

@@ -1,8 +1,10 @@
 """The local stack for real: Kafka and Redis as processes, brought up, hurt and taken down."""
 
+import contextlib
 import json
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -68,6 +70,42 @@ def read(bootstrap_servers: str, topic: str, count: int) -> list[bytes]:
     finally:
         consumer.close()
     return [record.value() or b"" for record in records if record.error() is None]
+
+
+@contextlib.contextmanager
+def forwarding(port: int) -> Iterator[tuple[int, list[object]]]:
+    """A proxy in front of a port: its own port, and who has come to it."""
+    came: list[object] = []
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            came.append(self.client_address)
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as end:
+                back = threading.Thread(target=pump, args=(end, self.request), daemon=True)
+                back.start()
+                pump(self.request, end)
+                back.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Forward) as server:
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        yield server.server_address[1], came
+        server.shutdown()
+        serving.join()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    """Pass on what comes until one of the two has gone, and then the other goes too."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for each in (source, sink):
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.redis
@@ -253,17 +291,24 @@ def test_records_are_kept_from_down_to_the_next_up(kafka: Stack, tmp_path: Path)
 @pytest.mark.kafka
 def test_clients_are_told_the_proxy_in_front_of_a_broker(kafka: Stack, tmp_path: Path) -> None:
     del kafka  # skips this test where there is no Kafka
-    port, proxy = free_ports(2)
-    advertised = {1: f"127.0.0.1:{proxy}"}
-    spec = StackSpec(data=tmp_path, redis=False, ports=(port,), advertised=advertised)
-    with running(spec) as stack:
-        assert stack.bootstrap_servers == f"127.0.0.1:{proxy}"
-
-        told = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}", "log_level": 0}).list_topics(
-            timeout=10
+    (port,) = free_ports(1)
+    with forwarding(port) as (proxy, came):
+        advertised = {1: f"127.0.0.1:{proxy}"}
+        topics = (Topic("through", 1),)
+        spec = StackSpec(
+            data=tmp_path, redis=False, ports=(port,), advertised=advertised, topics=topics
         )
+        with running(spec) as stack:
+            assert stack.bootstrap_servers == f"127.0.0.1:{proxy}"
 
-        assert told.brokers[1].port == proxy
+            told = AdminClient(
+                {"bootstrap.servers": f"127.0.0.1:{port}", "log_level": 0}
+            ).list_topics(timeout=30)
+
+            assert told.brokers[1].port == proxy
+            send(stack.bootstrap_servers, "through", [b"one"])
+            assert read(stack.bootstrap_servers, "through", 1) == [b"one"]
+        assert came
 
 
 @pytest.mark.kafka

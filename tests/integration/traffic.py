@@ -26,7 +26,7 @@ class Traffic:
         self.doomed: dict[bytes, str] = {}
         self._count = 0
 
-    def until(self, condition: Callable[[], bool], what: str, deadline_s: float = 60.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str, deadline_s: float = 120.0) -> None:
         """Let traffic flow until the condition holds."""
         end_s = time.monotonic() + deadline_s
         while not condition():

@@ -39,6 +39,14 @@ def test_a_command_of_the_readme_exists_with_its_options(
     assert options <= set(re.findall(r"--[a-z-]+", told.stdout))
 
 
+def test_the_pictures_that_the_readme_sends_are_in_a_fresh_clone() -> None:
+    sent = re.findall(r"^darkroom send (\S+)", README, re.MULTILINE)
+    root = Path(__file__).parents[2]
+    assert sent
+    for path in sent:
+        assert list((root / path).glob("*.png")), path
+
+
 def test_the_commands_of_the_readme_are_found() -> None:
     assert {"run", "send", "results", "demo"} <= {command[0] for command in shown_commands()}
     assert "--brokers" not in shown_commands()[("run",)]

@@ -32,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.command("status", epilog=fleet_look.STATUS_EXAMPLE)(fleet_look.status)
+app.command("status", cls=Waiting, epilog=fleet_look.STATUS_EXAMPLE)(fleet_look.status)
 app.command("history", epilog=fleet_look.HISTORY_EXAMPLE)(fleet_look.history)
 app.command("explain", epilog=fleet_explain.EXAMPLE)(fleet_explain.explain_record)
 app.command("show", epilog=fleet_look.SHOW_EXAMPLE)(fleet_look.show)
@@ -174,6 +174,23 @@ def rollback(options: Rollback) -> None:
         options,
         lambda state, _now, _catalogue: edits.rollback(state, options.model),
         ["rollback", *([options.model] if options.model else [])],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forget(Change):
+    model: Model
+    version: Version
+
+
+@app.command(cls=Waiting, epilog="Example: darkroom fleet forget digits 9")
+@takes(Forget)
+def forget(options: Forget) -> None:
+    """Name a version no more that nothing uses: one whose rollout failed, or a mistyped digest."""
+    carry_out(
+        options,
+        lambda state, _now, _catalogue: edits.forget(state, options.model, options.version),
+        ["forget", options.model, options.version],
     )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from worker.cli.fleet_options import WAIT_S, Change, Selected
-from worker.cli.fleet_rows import answers, differences, drawn, status_lines, worker_rows
+from worker.cli.fleet_rows import answers, differences, drawn, worker_rows
 from worker.cli.fleet_session import connected
 from worker.cli.terminal import for_people, say, write, write_json
 from worker.control.catalogue import Catalogue
@@ -23,7 +23,7 @@ from worker.control.progress import Changed, Look, Outcome, Progress
 Edit = Callable[[DesiredState, int, Catalogue], DesiredState]
 """(state, now in ms of Redis's clock, which versions there are) -> the next generation."""
 
-_MEANING = {
+MEANING = {
     Outcome.CONVERGED: (0, "converged: every worker is as it should be"),
     Outcome.REFUSED: (1, "refused; who refuses serves on what it had:"),
     Outcome.ABORTED: (1, "the rollout was given up; what was active stays so:"),
@@ -58,8 +58,8 @@ async def _carry_out(options: Change, edit: Edit, words: Sequence[str]) -> int:
             _warn_of_nobody(options, await fleet.operator.look())
         last = None
         if options.wait_s is not None and not options.dry_run:
-            last = await _watch(fleet.operator, changed, options.wait_s)
-    code, meaning = _MEANING[last.outcome] if last else (0, "")
+            last = await watched(fleet.operator, changed, options.wait_s)
+    code, meaning = MEANING[last.outcome] if last else (0, "")
     if options.as_json:
         write_json(_document(fleet.name, changed, last))
     elif last:
@@ -76,7 +76,8 @@ def deadline_s(wait_s: float, changed: Changed) -> float:
     return WAIT_S + (rollout.timeout_s if rollout is not None and under_way else 0.0)
 
 
-async def _watch(operator: Operator, changed: Changed, wait_s: float) -> Progress:
+async def watched(operator: Operator, changed: Changed, wait_s: float) -> Progress:
+    """Wait for what comes of a change, and show each worker's answer meanwhile."""
     with _view() as show:
         return await operator.wait(changed, deadline_s=deadline_s(wait_s, changed), tell=show)
 
@@ -88,7 +89,7 @@ def _view() -> Iterator[Callable[[Progress], None]]:
         yield _LineByLine().show
         return
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        yield lambda progress: live.update(drawn(status_lines(progress.look)), refresh=True)
+        yield lambda progress: live.update(drawn(progress.look, live.console.width), refresh=True)
 
 
 class _LineByLine:

@@ -2,19 +2,22 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import orjson
 import typer
 from rich.console import Console
 from rich.live import Live
 
+from worker.cli.fleet_change import MEANING, watched
+from worker.cli.fleet_options import WAIT, WAIT_S
 from worker.cli.fleet_rows import drawn, history_rows, status_document, status_lines
-from worker.cli.fleet_session import connected
+from worker.cli.fleet_session import Fleet, connected
 from worker.cli.options import Config, Json
 from worker.cli.terminal import say, write, write_json
 from worker.control.content import dump_content
 from worker.control.messages import encode_state
+from worker.control.progress import Changed
 from worker.errors import CommandError
 
 STATUS_EXAMPLE = "Example: darkroom fleet status --watch"
@@ -28,32 +31,56 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on, redrawn every second, until interrupted.")
     ] = False,
+    wait_s: Annotated[
+        float | None,
+        typer.Option(
+            WAIT,
+            min=0.0,
+            metavar="[SECONDS]",
+            help="Wait until it has converged; exit 1 when a worker refuses, 8 when it takes"
+            " longer. Without it: exit 0 whatever is shown.",
+            show_default=f"{WAIT_S:g} and the rollout's timeout, where no SECONDS follow",
+        ),
+    ] = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Show who runs what, on which device, by which generation, and why not what it should be."""
-    asyncio.run(_status(config, watch=watch, as_json=as_json))
+    if watch and wait_s is not None:
+        raise typer.BadParameter("either --watch or --wait", param_hint=f"'{WAIT}'")
+    if code := asyncio.run(_status(config, watch=watch, wait_s=wait_s, as_json=as_json)):
+        raise typer.Exit(code)
 
 
-async def _status(config: Path | None, *, watch: bool, as_json: bool) -> None:
+async def _status(config: Path | None, *, watch: bool, wait_s: float | None, as_json: bool) -> int:
     async with connected(config) as fleet:
-        if not watch:
-            look = await fleet.operator.look()
-            if as_json:
-                write_json(status_document(fleet.name, look))
-            else:
-                write("\n".join(status_lines(look)))
-            return
+        if watch:
+            await _watch(fleet, as_json=as_json)
+        look, code = await fleet.operator.look(), 0
+        if wait_s is not None:
+            if look.state is None:
+                raise CommandError(look.lacks[0])
+            as_it_is = Changed(look.state, look.state, written=False)
+            progress = await watched(fleet.operator, as_it_is, wait_s)
+            look, (code, _) = progress.look, MEANING[progress.outcome]
         if as_json:
-            while True:
-                look = await fleet.operator.look()
-                write_json(status_document(fleet.name, look), indent=False)
-                await asyncio.sleep(_WATCH_S)
-        with Live(console=Console(), auto_refresh=False) as live:
-            while True:
-                look = await fleet.operator.look()
-                live.update(drawn(status_lines(look)), refresh=True)
-                await asyncio.sleep(_WATCH_S)
+            write_json(status_document(fleet.name, look))
+        else:
+            write("\n".join(status_lines(look)))
+    return code
+
+
+async def _watch(fleet: Fleet, *, as_json: bool) -> NoReturn:
+    if as_json:
+        while True:
+            look = await fleet.operator.look()
+            write_json(status_document(fleet.name, look), indent=False)
+            await asyncio.sleep(_WATCH_S)
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            look = await fleet.operator.look()
+            live.update(drawn(look, live.console.width), refresh=True)
+            await asyncio.sleep(_WATCH_S)
 
 
 def show(*, config: Config = None, as_json: Json = False) -> None:

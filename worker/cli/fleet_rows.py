@@ -1,5 +1,6 @@
 """A fleet in words and as JSON: its workers, what a change changes, what happened before."""
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,12 @@ from worker.control.progress import Changed, Look
 from worker.errors import StateError
 
 _HEAD = ("worker", "state", "models", "device", "generation", "lag", "in flight", "answer")
+_DISPENSABLE = ("device", "in flight", "lag", "generation", "state")
+"""Columns that a narrow terminal does without, in this order."""
+_CUT = ("worker", "models")
+"""Columns whose cells are cut in the middle where it is narrower still."""
+_CUT_CHARS = 12
+"""So much is left of them."""
 
 
 def status_document(fleet: str, look: Look) -> dict[str, Any]:
@@ -42,12 +49,17 @@ def worker_rows(look: Look) -> list[dict[str, Any]]:
     return sorted([*rows, *unreadable], key=lambda row: str(row["id"]))
 
 
-def status_lines(look: Look) -> list[str]:
-    """Return the fleet for people: its state, a row for each worker, and what it lacks."""
+def status_lines(look: Look, *, width: float = math.inf) -> list[str]:
+    """Return the fleet for people: its state, a row for each worker, and what it lacks.
+
+    Rows do without what matters least until they have `width` characters.
+    """
     rows = [_cells(row) for row in worker_rows(look)]
-    lines = [_title(look), *(columns([_HEAD, *rows]) if rows else [])]
+    lines = [_title(look), *(_table(rows, width) if rows else [])]
     if look.state and look.state.rollout:
         lines.append(_rollout_line(look.state.rollout))
+    if look.fresh:
+        return lines
     lacks = look.lacks
     return [*lines, "converged"] if not lacks else [*lines, "not converged:", *_indented(lacks)]
 
@@ -100,15 +112,39 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def drawn(lines: Sequence[str]) -> Text:
-    """Return lines to be drawn on a terminal, each cut at its edge."""
-    return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+def drawn(look: Look, width: int) -> Text:
+    """Return the fleet to be drawn on a terminal; what is longer than its rows goes on below."""
+    return Text("\n".join(status_lines(look, width=width)), overflow="fold")
+
+
+def _table(rows: Sequence[Sequence[str]], width: float) -> list[str]:
+    shown = list(zip(_HEAD, *rows, strict=True))
+    for name in _DISPENSABLE:
+        if _excess(shown, width) > 0:
+            shown = [column for column in shown if column[0] != name]
+    for name in _CUT:
+        excess = _excess(shown, width)
+        shown = [_shorter(each, excess) if each[0] == name else each for each in shown]
+    return columns(list(zip(*shown, strict=True)))
+
+
+def _excess(shown: Sequence[Sequence[str]], width: float) -> float:
+    """Return how many characters these columns have more than the terminal."""
+    return sum(max(map(len, column)) for column in shown) + 2 * (len(shown) - 1) - width
+
+
+def _shorter(column: tuple[str, ...], excess: float) -> tuple[str, ...]:
+    """Return a column with so many characters less, as far as that goes."""
+    widest = max(map(len, column))
+    most = int(max(_CUT_CHARS, widest - max(0, excess)))
+    begin, end = most // 2, (most - 1) // 2
+    return tuple(cell if len(cell) <= most else f"{cell[:begin]}…{cell[-end:]}" for cell in column)
 
 
 def _title(look: Look) -> str:
     state = look.state
     if state is None:
-        return look.broken or "no desired state is stored"
+        return look.lacks[0]
     stamp = datetime.fromtimestamp(state.written_at_ms / 1000, UTC).astimezone()
     written = f"written by {state.written_by} at {stamp:%Y-%m-%d %H:%M:%S}"
     return f"fleet {state.fleet}: generation {state.generation}, {written}"

@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import structlog
 
 from worker.config_sections import ControlSettings
 from worker.control.answers import Ack, Answer, Code, better_off, encode_ack
-from worker.control.documents import readable_acks
+from worker.control.documents import read_acks
 from worker.control.judge import Known, Missing, New, Refused, Same, judge
 from worker.control.memory import Memory
 from worker.control.messages import DesiredState, Phase, digest, encode_state
@@ -44,6 +45,17 @@ class Identity(NamedTuple):
     worker: str
     build: str
     """Its release."""
+
+
+class _Members(NamedTuple):
+    """Who is alive."""
+
+    now_ms: int
+    """Redis's clock."""
+    acks: Mapping[str, Ack]
+    """Worker of this fleet -> what it answered last."""
+    unreadable: Mapping[str, str]
+    """Others -> why their answers cannot be read."""
 
 
 class Agent:
@@ -87,8 +99,12 @@ class Agent:
         self._presence = Presence(holds_s=TTL_S, beat_s=BEAT_S)
         self._warned = False
         """Of GPUs that others have."""
+        self._troubles: dict[str, str] = {}
+        """Part of us -> what Redis does not do for it now."""
         self._complaints: set[str] = set()
         """Of Redis, that were logged."""
+        self._unreadable: Mapping[str, str] = {}
+        """Members whose answers could not be read when last looked at -> why."""
         self.started = asyncio.Event()
         """Set when the first state was carried out, or what could be of it."""
 
@@ -148,9 +164,9 @@ class Agent:
             verdict = judge(await self._channel.read(), self._fleet, self._known)
             lost = isinstance(verdict, Missing) and await self._others_know()
         except ControlUnavailable as error:
-            self._unreachable(error)
+            self._asked("look", error)
             return remembered
-        self._host.unreachable(None)
+        self._asked("look", None)
         self._refuse(verdict if isinstance(verdict, Refused) else None)
         match verdict:
             case New(state):
@@ -164,18 +180,29 @@ class Agent:
         return remembered
 
     async def _others_know(self) -> bool:
-        acks = readable_acks((await self._channel.members()).acks, self._fleet)
-        return any(ack.observed is not None for ack in acks.values())
+        members = await self._members()
+        return any(ack.observed is not None for ack in members.acks.values())
+
+    async def _members(self) -> _Members:
+        """Return who is alive of this fleet; warn of those whose answers cannot be read."""
+        now_ms, answers = await self._channel.members()
+        acks, unreadable = read_acks(answers)
+        for worker, why in unreadable.items():
+            if self._unreadable.get(worker) != why:
+                _log.warning("control.answer-unreadable", worker=worker, why=why)
+        self._unreadable = unreadable
+        ours = {worker: ack for worker, ack in acks.items() if ack.fleet == self._fleet}
+        return _Members(now_ms, ours, unreadable)
 
     async def _look(self) -> None:
         try:
-            data = await self._channel.read()
-            self._host.unreachable(None)
-            await self._heed(data)
+            await self._heed(await self._channel.read())
             await self._step()
             await self._look_around()
         except ControlUnavailable as error:
-            self._unreachable(error)
+            self._asked("look", error)
+        else:
+            self._asked("look", None)
         failed = self._report is not None and self._report.failures
         if failed and self._becoming is None and time.monotonic() >= self._retry_at_s:
             self._become()  # what failed may pass now: a repository that lagged, a breaker
@@ -219,10 +246,9 @@ class Agent:
             or state.rollout.phase is not Phase.PREPARE
         ):
             return
-        now_ms, acks = await self._channel.members()
-        members = readable_acks(acks, self._fleet)
+        now_ms, members, unreadable = await self._members()
         whole = self._presence.whole(members, time.monotonic())
-        following = step(state, members, now_ms)
+        following = step(state, members, now_ms, unreadable=unreadable)
         if following is None or following.rollout is None:
             return
         if not whole and following.rollout.phase is not Phase.ABORTED:
@@ -243,8 +269,8 @@ class Agent:
         if "cpu_fallback" not in ack.devices.values():
             self._warned = False
         elif not self._warned:
-            members = readable_acks((await self._channel.members()).acks, self._fleet)
-            if others := better_off(ack, members):
+            members = await self._members()
+            if others := better_off(ack, members.acks):
                 self._warned = True
                 _log.warning("device.others-have-gpus", others=others, devices=dict(ack.devices))
 
@@ -298,8 +324,9 @@ class Agent:
             try:
                 await self._channel.announce(self._me.worker, encode_ack(ack), ttl_s=TTL_S)
             except ControlUnavailable as error:
-                self._unreachable(error)
+                self._asked("beat", error)
                 continue
+            self._asked("beat", None)
             said = (ack.answer, ack.prepared)
             if said != self._said:
                 self._said = said
@@ -343,13 +370,17 @@ class Agent:
         reason = "; ".join(f"{failure.ref}: {failure.error}" for failure in failures)
         return (Answer.PENDING if absent else Answer.NACK), worst.code, reason
 
-    def _unreachable(self, error: ControlUnavailable) -> None:
-        why = str(error)
-        self._presence.doubt(time.monotonic())  # answers expire while nobody can renew them
-        self._host.unreachable(why)
-        if why not in self._complaints:  # outages are told by the subscription, each time
-            self._complaints.add(why)
-            _log.warning("control.unreachable", why=why)
+    def _asked(self, part: str, error: ControlUnavailable | None) -> None:
+        """Note what came of what a part of us asked of Redis: its trouble stays until it has it."""
+        if error is None:
+            self._troubles.pop(part, None)
+        else:
+            why = self._troubles[part] = str(error)
+            self._presence.doubt(time.monotonic())  # answers expire while nobody can renew them
+            if why not in self._complaints:  # outages are told by the subscription, each time
+                self._complaints.add(why)
+                _log.warning("control.unreachable", why=why)
+        self._host.unreachable(next(iter(self._troubles.values()), None))
 
 
 def _known(state: DesiredState) -> Known:

@@ -165,7 +165,7 @@ def _terms(rollout: Rollout) -> str:
     }[rollout.mode]
     enough = "all" if rollout.quorum is None else f"at least {rollout.quorum}"
     return (
-        f"{what} ({rollout.max_preparing} at a time, {enough} prepared, "
+        f"{what} ({rollout.max_preparing} at a time, {enough} {rollout.mode.done}, "
         f"within {rollout.timeout_s:g} s)"
     )
 

@@ -5,6 +5,7 @@ know what is in a document, nor what to make of it.
 """
 
 import asyncio
+import errno
 import os
 import random
 import re
@@ -73,7 +74,10 @@ class Channel:
         """Connect to nothing yet. Raises SettingsError for a `control.url` that is none."""
         options = client_options(settings, deadline_s=deadline_s)
         self._redis: Any = Redis(**options)  # its own types are partial
-        scheme = "rediss" if "ssl" in options else "redis"
+        self._tls = "ssl" in options
+        self._met = False
+        """A Redis has answered there."""
+        scheme = "rediss" if self._tls else "redis"
         self._address = f"{scheme}://{options['host']}:{options['port']}/{options['db']}"
         self._deadline_s = deadline_s
         self._ping_s = ping_s
@@ -154,7 +158,7 @@ class Channel:
                 await self._listen(heard)
             except (redis_errors.RedisError, OSError) as error:
                 if not deaf:
-                    why = complaint(error, self._deadline_s)
+                    why = self._complaint(error)
                     _log.warning("control.deaf", redis=self._address, why=why)
                 deaf = True
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
@@ -166,7 +170,7 @@ class Channel:
             async with asyncio.timeout(self._deadline_s):
                 await self._redis.aclose()
         except (redis_errors.RedisError, OSError) as error:
-            _log.debug("control.close", why=complaint(error, self._deadline_s))
+            _log.debug("control.close", why=self._complaint(error))
 
     async def _listen(self, heard: Callable[[], None]) -> None:
         """Listen to one subscription until it breaks, or is silent: a black hole says nothing.
@@ -200,10 +204,15 @@ class Channel:
     async def _ask(self, what: str, request: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await request
+                answer = await request
         except (redis_errors.RedisError, OSError) as error:
-            told = complaint(error, self._deadline_s)
+            told = self._complaint(error)
             raise ControlUnavailable(f"{what}: Redis at {self._address} {told}") from error
+        self._met = True
+        return answer
+
+    def _complaint(self, error: BaseException) -> str:
+        return complaint(error, self._deadline_s, tls=self._tls, met=self._met)
 
 
 def client_options(settings: ControlSettings, *, deadline_s: float) -> dict[str, Any]:
@@ -264,11 +273,18 @@ _ADVICE = {
     "WRONGTYPE": "somebody else's value is there; delete the key",
 }
 """Redis's own words for a refusal -> what to do."""
+_HUNG_UP = (errno.ECONNRESET, errno.EPIPE)
+"""Somebody was there, and did not like what we said: as who expects TLS, and hears none."""
 _REFUSED = re.compile(rf"(?:^|\W)(({'|'.join(_ADVICE)})\b.*)")
 
 
-def complaint(error: BaseException, deadline_s: float) -> str:
-    """Say what Redis does not do, and what to check; goes after the words "Redis at ADDRESS"."""
+def complaint(
+    error: BaseException, deadline_s: float, *, tls: bool = False, met: bool = False
+) -> str:
+    """Say what Redis does not do, and what to check; goes after the words "Redis at ADDRESS".
+
+    `tls`: it is spoken to by TLS; `met`: it has answered before, so that address and TLS are right.
+    """
     text = " ".join(str(error).split()).rstrip(".")
     code = getattr(error, "status_code", None)
     refused = _REFUSED.search(text if code in {None, "ERR"} else f"{code} {text}")
@@ -279,10 +295,8 @@ def complaint(error: BaseException, deadline_s: float) -> str:
     if isinstance(error, redis_errors.ResponseError):
         return f"refuses: {text}"
     if isinstance(error, TimeoutError | redis_errors.TimeoutError):
-        return (
-            f"gives no answer in {deadline_s:g} s: does it hang, or is control.url wrong "
-            "(rediss:// where it speaks no TLS)?"
-        )
+        hint = " (rediss:// where it speaks no TLS)" if tls else ""
+        return f"gives no answer in {deadline_s:g} s: does it hang, or is control.url wrong{hint}?"
     cause = _cause(error)
     if isinstance(cause, ssl.SSLError):
         return (
@@ -290,10 +304,13 @@ def complaint(error: BaseException, deadline_s: float) -> str:
             "and the host's name in control.url; does it speak TLS there?"
         )
     words = os.strerror(cause.errno) if cause and cause.errno and cause.errno > 0 else text
-    return (
-        f"cannot be reached ({words}): does it run there, and are control.url (rediss:// where it "
-        "speaks TLS) and control.ssl_certfile (where it wants one) right?"
-    )
+    if tls:
+        check = "does it run there, and are control.url and control.ssl_certfile right?"
+    elif not met and (cause is None or cause.errno in _HUNG_UP):
+        check = "is it a Redis that control.url names, and does it speak TLS (rediss://)?"
+    else:
+        check = "does it run there, and is control.url right?"
+    return f"cannot be reached ({words}): {check}"
 
 
 def _cause(error: BaseException) -> OSError | None:

@@ -42,7 +42,12 @@ def ours(state: DesiredState, members: Mapping[str, Ack]) -> dict[str, Ack]:
 def said(ack: Ack) -> str:
     """Return what a worker said last, on one line: its answer, code and reason, if it gave them."""
     told = [ack.answer.value, *(text for text in (ack.code, ack.reason) if text)]
-    text = " ".join(": ".join(told).split())
+    return on_one_line(": ".join(told))
+
+
+def on_one_line(told: str) -> str:
+    """Return words on one line that is not too long."""
+    text = " ".join(told.split())
     return text if len(text) <= _REASON_CHARS else f"{text[: _REASON_CHARS - 3]}..."
 
 
@@ -78,6 +83,6 @@ def _under_way(rollout: Rollout, acks: Mapping[str, Ack]) -> str:
     needed = len(acks) if rollout.quorum is None else rollout.quorum
     text = (
         f"rollout {rollout.id} of {rollout.model} {rollout.version}: "
-        f"{len(prepared)} of {needed} prepared"
+        f"{len(prepared)} of {needed} {rollout.mode.done}"
     )
     return f"{text}; waiting for their turn: {', '.join(waiting)}" if waiting else text

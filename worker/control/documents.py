@@ -4,7 +4,6 @@ By hand, proven equal to `schemas/desired.v1` and `schemas/ack.v1`; beyond those
 names must be in it. Must not know where the bytes come from, nor what a worker makes of them.
 """
 
-import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -126,15 +125,16 @@ def parse_ack(data: bytes) -> Ack:
     return ack
 
 
-def readable_acks(acks: Mapping[str, bytes], fleet: str) -> dict[str, Ack]:
-    """Return the answers of a fleet that can be read: what others put there must stop nothing."""
-    found = {}
-    for worker, data in acks.items():
-        with contextlib.suppress(StateError):
-            ack = parse_ack(data)
-            if ack.fleet == fleet:
-                found[worker] = ack
-    return found
+def read_acks(acks: Mapping[str, bytes]) -> tuple[dict[str, Ack], dict[str, str]]:
+    """Return the answers that can be read, and of the others why they cannot; both by worker."""
+    found: dict[str, Ack] = {}
+    unreadable: dict[str, str] = {}
+    for worker, data in sorted(acks.items()):
+        try:
+            found[worker] = parse_ack(data)
+        except StateError as error:
+            unreadable[worker] = str(error)
+    return found, unreadable
 
 
 def _load(data: bytes, what: str) -> Any:

@@ -128,15 +128,36 @@ def rollback(state: DesiredState, name: str | None) -> DesiredState:
         if not last.activated:
             raise CommandError("nothing was activated yet, so there is nothing to roll back")
     model = _model(state, name)
-    if model.previous is None:
+    if model.previous in {None, model.active}:
         raise CommandError(
-            f"{name} has had no version but {model.active} active: activate the one that you want"
+            f"{name} has no version to go back to but {model.active}, which is active:"
+            " activate the one that you want"
         )
+    assert model.previous is not None
     reason = f"{name} was rolled back"
     new = aborted(state, reason) if _running(state, name) else following(state)
     # An older version may lack heads: no reason to stay with what somebody wants to leave.
     model = switched(model, model.previous, generation=new.generation, new_heads=True)
     return new.with_model(name, model)
+
+
+def forget(state: DesiredState, name: str, version: str) -> DesiredState:
+    """Name a version no more, for which nothing has any use; a roll back does not go there.
+
+    An ended rollout of it is forgotten with it.
+    """
+    _stop_for_rollout(state, name)
+    model = _model(state, name)
+    if version not in model.versions:
+        raise _unknown(name, version, model)
+    if uses := _uses(model, version):
+        raise CommandError(f"{name} {version} is needed: {', '.join(uses)}; change that first")
+    left = frozen((each, sha256) for each, sha256 in model.versions.items() if each != version)
+    previous = None if model.previous == version else model.previous
+    new = following(state).with_model(name, model._replace(versions=left, previous=previous))
+    ended = new.rollout
+    gone = ended is not None and (ended.model, ended.version) == (name, version)
+    return new._replace(rollout=None) if gone else new
 
 
 def pause(state: DesiredState, workers: Selector) -> DesiredState:
@@ -198,15 +219,35 @@ def _with_version(name: str, model: ModelState, version: str, sha256: str | None
     stored = model.versions.get(version)
     if sha256 is None:
         if version not in model.versions:
-            known = ", ".join(model.versions) or "none"
-            raise CommandError(f"{name} has no version {version}; the fleet knows: {known}")
+            raise _unknown(name, version, model)
         return model
     if stored is not None and stored != sha256:
         raise CommandError(
             f"{name}/{version} is named with sha256 {sha256}, and the fleet has it as {stored}: "
-            "a version never changes; publish the new content as another one"
+            "a version never changes; publish the new content as another one (where the fleet's"
+            " digest is a mistake, let it forget the version)"
         )
     return model._replace(versions=frozen({**model.versions, version: sha256}))
+
+
+def _unknown(name: str, version: str, model: ModelState) -> CommandError:
+    known = ", ".join(model.versions) or "none"
+    return CommandError(f"{name} has no version {version}; the fleet knows: {known}")
+
+
+def _uses(model: ModelState, version: str) -> list[str]:
+    """Return what names a version, in words."""
+    return [
+        *(["it is active"] if model.active == version else []),
+        *(f"{alias} is its alias" for alias, meant in model.aliases.items() if meant == version),
+        *(
+            f"{in_words(pin.workers)} is pinned to it"
+            for pin in model.pins
+            if pin.version == version
+        ),
+        *(f"rule {rule.name} leads to it" for rule in model.rules if rule.version == version),
+        *(["it is in the split"] if version in model.split else []),
+    ]
 
 
 def _declared(

@@ -98,6 +98,11 @@ class Mode(StrEnum):
     ROLLING = "rolling"
     """Each worker, when its turn comes, replaces the engines of the active version."""
 
+    @property
+    def done(self) -> str:
+        """What a worker is, in words, that has done its part."""
+        return "prepared" if self is Mode.TWO_PHASE else "reloaded"
+
 
 class Phase(StrEnum):
     PREPARE = "prepare"

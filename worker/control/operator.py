@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from worker.control.answers import Ack
 from worker.control.channel import Entry, Members
-from worker.control.documents import parse_ack, parse_state, stored_names
+from worker.control.documents import parse_state, read_acks, stored_names
 from worker.control.messages import DesiredState, encode_state
 from worker.control.progress import Changed, Look, Outcome, Progress, progress_of
 from worker.control.rollout import following
@@ -59,13 +58,7 @@ class Operator:
         # Answers first: then none of them can be of a newer state than the one that is read.
         now_ms, answers = await self._channel.members()
         data = await self._channel.read()
-        members: dict[str, Ack] = {}
-        unreadable: dict[str, str] = {}
-        for worker, answer in sorted(answers.items()):
-            try:
-                members[worker] = parse_ack(answer)
-            except StateError as error:
-                unreadable[worker] = str(error)
+        members, unreadable = read_acks(answers)
         state, broken = None, None
         try:
             state = None if data is None else parse_state(data)

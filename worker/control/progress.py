@@ -8,6 +8,8 @@ from worker.control.answers import Ack, Answer
 from worker.control.convergence import why_not
 from worker.control.messages import DesiredState, Mode, Phase, Rollout
 
+_NO_STATE_YET = "no state yet: workers serve what their settings say; the first change begins one"
+
 
 class Look(NamedTuple):
     """The fleet at one moment."""
@@ -28,10 +30,18 @@ class Look(NamedTuple):
     """Redis's clock."""
 
     @property
+    def fresh(self) -> bool:
+        """Nobody has said yet what the fleet should be: none is stored, and no worker knows one."""
+        nothing = self.state is None and self.broken is None
+        return nothing and not any(ack.epoch for ack in self.members.values())
+
+    @property
     def lacks(self) -> list[str]:
         """What the fleet lacks to be what its state says, in words; none: it has converged."""
+        if self.fresh:
+            return [_NO_STATE_YET]
         if self.state is None:
-            return [self.broken or "no desired state is stored"]
+            return [self.broken or "no desired state is stored: workers put theirs back soon"]
         unreadable = [f"{worker}: {why}" for worker, why in self.unreadable.items()]
         return [*unreadable, *why_not(self.state, self.members)]
 

@@ -5,7 +5,7 @@ version cannot be had keeps what it has, and is reported; the others change.
 """
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -205,7 +205,8 @@ class Reconciler:
     def __init__(self, registry: Served, *, max_loaded: int) -> None:
         self._registry = registry
         self._max_loaded = max_loaded
-        self._loading: tuple[Load | Reload, asyncio.Task[str]] | None = None
+        self._loads: list[tuple[Load | Reload, asyncio.Task[str]]] = []
+        """The one that is under way, and ended ones whose turn in the plan has not come."""
 
     async def apply(self, want: Wanted) -> Report:
         """Make one pass; return what failed and for which rollout the worker is prepared."""
@@ -232,6 +233,8 @@ class Reconciler:
                     "model.refused", step=type(step).__name__, ref=str(step.ref), why=str(error)
                 )
                 failures.append(Failure(step.ref, error, isinstance(step, Prepare)))
+        # What ended and was passed over must be seen anew by the next pass.
+        await self._give_up_unless([step for step, task in self._loads if not task.done()])
         return Report(tuple(failures), *self._prepared(want, failures, verified))
 
     async def close(self) -> None:
@@ -260,15 +263,14 @@ class Reconciler:
 
     async def _loaded(self, step: Load | Reload) -> str:
         """Load, or go on waiting for the same load of a pass that was cancelled."""
-        if self._loading is not None and not _same(self._loading[0], step):
-            await asyncio.wait((self._loading[1],))  # another one that this plan wants too
-            self._loading = None
-        if self._loading is None:
+        task = next((task for load, task in self._loads if _same(load, step)), None)
+        if task is None:
+            if others := [task for _, task in self._loads]:
+                await asyncio.wait(others)  # this plan wants them too: their turn will come
             task = asyncio.create_task(self._work(step), name=f"load {step.ref}")
-            self._loading = (step, task)
-        _, task = self._loading
+            self._loads.append((step, task))
         await asyncio.wait((task,))  # our own cancellation does not reach it
-        self._loading = None
+        self._loads = [each for each in self._loads if each[1] is not task]
         return task.result()
 
     async def _work(self, step: Load | Reload) -> str:
@@ -281,18 +283,18 @@ class Reconciler:
                 await self._registry.reload(ref, sha256=sha256, number=number)
                 return Proof.LOADED
 
-    async def _give_up_unless(self, steps: tuple[Step, ...]) -> None:
-        if self._loading is None:
-            return
-        under_way, task = self._loading
+    async def _give_up_unless(self, steps: Sequence[Step]) -> None:
         wanted = [step.load if isinstance(step, Prepare) else step for step in steps]
-        if any(_same(under_way, step) for step in wanted):
-            return
-        self._loading = None
-        task.cancel()
-        await asyncio.wait((task,))
-        if not task.cancelled():
-            task.exception()  # it ended by itself; whatever came of it, nobody wants it any more
+        kept = [each for each in self._loads if any(_same(each[0], step) for step in wanted)]
+        given_up = [task for load, task in self._loads if (load, task) not in kept]
+        self._loads = kept
+        for task in given_up:
+            task.cancel()
+        if given_up:
+            await asyncio.wait(given_up)
+        for task in given_up:
+            if not task.cancelled():
+                task.exception()  # it ended by itself; whatever came of it, nobody wants it now
 
     def _prepared(
         self, want: Wanted, failures: list[Failure], verified: set[ModelRef]

@@ -8,17 +8,25 @@ what is loaded, nor how: only what the members answer.
 from collections.abc import Mapping
 
 from worker.control.answers import Ack, Answer
-from worker.control.convergence import ours, said
+from worker.control.convergence import on_one_line, ours, said
 from worker.control.fields import REASON_MAX_CHARS
 from worker.control.messages import DesiredState, Mode, ModelState, Phase, Rollout
+from worker.models.router import NOTHING
 
 _NAMED_MAX = 10
 
 
-def step(state: DesiredState, members: Mapping[str, Ack], now_ms: int) -> DesiredState | None:
+def step(
+    state: DesiredState,
+    members: Mapping[str, Ack],
+    now_ms: int,
+    *,
+    unreadable: Mapping[str, str] = NOTHING,
+) -> DesiredState | None:
     """Return the state that follows (who writes it says so in it); None: there is none yet.
 
-    `members` are those that are alive, by Redis's clock, as `now_ms` is. In this order:
+    `members` are those that are alive, by Redis's clock, as `now_ms` is. `unreadable`: more of
+    them, and why nobody can tell what they answer: they count, as not prepared. In this order:
 
     - Nothing follows a rollout that has ended, nor a state that a member has seen a newer one of.
     - A member that refuses its part aborts the rollout, and so does the timeout.
@@ -32,7 +40,7 @@ def step(state: DesiredState, members: Mapping[str, Ack], now_ms: int) -> Desire
     acks = ours(state, members)
     if any(_ahead(ack, state) for ack in acks.values()):
         return None
-    end = _end(state, rollout, acks, now_ms)
+    end = _end(state, rollout, acks, now_ms, unreadable)
     if end is not None:
         return end
     unprepared = _unprepared(rollout, acks)
@@ -68,7 +76,11 @@ def switched(
 
 
 def _end(
-    state: DesiredState, rollout: Rollout, acks: Mapping[str, Ack], now_ms: int
+    state: DesiredState,
+    rollout: Rollout,
+    acks: Mapping[str, Ack],
+    now_ms: int,
+    unreadable: Mapping[str, str],
 ) -> DesiredState | None:
     unprepared = _unprepared(rollout, acks)
     refusals = [
@@ -79,9 +91,9 @@ def _end(
     if refusals:
         return aborted(state, f"refused by {'; '.join(_listed(refusals))}")
     if now_ms - rollout.started_at_ms > rollout.timeout_s * 1000:
-        return aborted(state, _timed_out(rollout, acks, unprepared))
+        return aborted(state, _timed_out(rollout, acks, unprepared, unreadable))
     prepared = len(acks) - len(unprepared)
-    if prepared >= (rollout.quorum or max(1, len(acks))):
+    if prepared >= (rollout.quorum or max(1, len(acks) + len(unreadable))):
         return _in_force(state, rollout)
     return None
 
@@ -121,18 +133,26 @@ def _in_force(state: DesiredState, rollout: Rollout) -> DesiredState:
     return new.with_model(rollout.model, model)
 
 
-def _timed_out(rollout: Rollout, acks: Mapping[str, Ack], unprepared: Mapping[str, Ack]) -> str:
+def _timed_out(
+    rollout: Rollout,
+    acks: Mapping[str, Ack],
+    unprepared: Mapping[str, Ack],
+    unreadable: Mapping[str, str],
+) -> str:
     after = f"not done within {rollout.timeout_s:g} s"
-    if not acks:
+    if not acks and not unreadable:
         return f"{after}: no worker was alive"
-    prepared, needed = len(acks) - len(unprepared), rollout.quorum or len(acks)
+    alive = len(acks) + len(unreadable)
+    prepared, needed = len(acks) - len(unprepared), rollout.quorum or alive
     missing = [
         f"{worker} ({said(ack)})"
         if worker in rollout.admitted
         else f"{worker} (waiting for its turn; {said(ack)})"
         for worker, ack in unprepared.items()
     ]
-    return "; ".join([f"{after}: {prepared} of {needed} prepared", *_listed(missing)])
+    missing += [f"{worker} ({on_one_line(why)})" for worker, why in unreadable.items()]
+    done = f"{prepared} of {needed} {rollout.mode.done}"
+    return "; ".join([f"{after}: {done}", *_listed(missing)])
 
 
 def _listed(items: list[str]) -> list[str]:

@@ -40,13 +40,24 @@ async def worker_process(
     try:
         await _ready(process, f"http://{HOST}:{port}/readyz", log)
         yield process
-        process.send_signal(signal.SIGTERM)
-        code = await asyncio.to_thread(process.wait, _STOP_DEADLINE_S)
-        if code != 0:
-            raise CommandError(f"the worker ended with exit code {code}; the end of {_tail(log)}")
+        await asyncio.to_thread(stop, process, log)
     finally:
         process.kill()
         process.wait()
+
+
+def stop(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Have a worker drain and end; blocks. Raises CommandError when it does not, or not well."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(_STOP_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        raise CommandError(
+            f"the worker did not end within {_STOP_DEADLINE_S:g} s of SIGTERM, and is killed; the"
+            f" end of {_tail(log)}"
+        ) from None
+    if code != 0:
+        raise CommandError(f"the worker ended with exit code {code}; the end of {_tail(log)}")
 
 
 def _settings(

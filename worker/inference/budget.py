@@ -16,6 +16,9 @@ from worker.types import Limits
 
 DECODE_BYTES_PER_PIXEL = 16
 """What a lane reserves before it decodes: OpenCV really peaks at 6 to 16 bytes a pixel."""
+CPU_ENGINES = 2
+"""Of a version, where nobody says. Measured (`benchmarks/layouts.py`): records that cost little
+wait for the interpreter of one engine; with pictures that cost more the two are as good as one."""
 _DECODE_FLOOR_BYTES = 256 << 20
 """Many lanes shall not wait for each other only because the largest picture allowed is small."""
 
@@ -48,8 +51,13 @@ class Budget(NamedTuple):
         lanes = self.lanes // models + (index < self.lanes % models)
         return Share(max(1, lanes), max(self.largest_bytes, self.decode_bytes // models))
 
-    def split(self, share: Share, engines: int) -> tuple[Share, ...]:
-        """Return the parts of a version's share for each of its engines, as `share` parts it."""
+    def split(self, share: Share, engines: int | None) -> tuple[Share, ...]:
+        """Return the parts of a version's share for each of its engines, as `share` parts it.
+
+        None: as many as are best on the CPU, and no more than it has lanes.
+        """
+        if engines is None:
+            engines = min(CPU_ENGINES, share.lanes)
         own = self._replace(lanes=share.lanes, decode_bytes=share.decode_bytes)
         return tuple(own.share(engines, engine) for engine in range(engines))
 

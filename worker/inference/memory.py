@@ -18,6 +18,8 @@ PER_FILE_BYTE = 3
 """Of the files: read, parsed, and laid out for the kernels."""
 _WORKER_BYTES = 80 << 20
 """Measured: 70 MiB of Python and its clients."""
+_FREE = frozenset({"cpu", "prefer-gpu"})
+"""Policies with which an engine that no GPU was chosen for is on the CPU."""
 _COPIES = 2
 """Of records in flight: the worker's own, in case an engine dies, and the engine's."""
 _MB = 1_000_000
@@ -43,6 +45,8 @@ class Memory(NamedTuple):
     max_loaded: int
     limit_bytes: int
     """Of the machine, or of this process's control group."""
+    instances: int | None = 1
+    """Engines of a version on the CPU; None: as many as are best (`Budget.split`)."""
 
     @property
     def together_bytes(self) -> int:
@@ -82,10 +86,23 @@ class Memory(NamedTuple):
 def memory_of(settings: Settings, versions: Mapping[ModelRef, Footprint]) -> Memory:
     """Reckon with these versions, as one device (or the CPU) serves them.
 
-    Raises SettingsError as `budget_of`.
+    Where nobody says how many engines a version has, there is one where more might not fit. Raises
+    SettingsError as `budget_of`.
     """
+    asked = settings.engine.instances_per_device
+    if asked != "auto":
+        return _memory_of(settings, versions, asked)
+    if settings.engine.policy in _FREE:
+        memory = _memory_of(settings, versions, None)
+        if memory.most_bytes <= memory.limit_bytes:
+            return memory
+    return _memory_of(settings, versions, 1)
+
+
+def _memory_of(
+    settings: Settings, versions: Mapping[ModelRef, Footprint], instances: int | None
+) -> Memory:
     budget, limits = budget_of(settings), limits_of(settings)
-    instances = settings.engine.instances_per_device
     models = max(1, min(len(versions), settings.models.max_loaded))
     return Memory(
         _WORKER_BYTES + _COPIES * settings.limits.in_flight_bytes,
@@ -98,6 +115,7 @@ def memory_of(settings: Settings, versions: Mapping[ModelRef, Footprint]) -> Mem
         },
         settings.models.max_loaded,
         budget.memory_bytes,
+        instances,
     )
 
 

@@ -143,7 +143,7 @@ class Berths:
             victim = _victim(others, self._clock_s(), patient=patient)
             if self._stopping:
                 await asyncio.wait(self._stopping, return_when=asyncio.FIRST_COMPLETED)
-            elif victim is not None:
+            elif victim is not None and (patient or self._suffices(berth, files_bytes, others)):
                 self.end(victim, hurry=victim.role is not Role.HELD)
             elif patient and others:
                 await self._look_again(others)
@@ -193,8 +193,17 @@ class Berths:
             self._crash = error
             _log.error("registry.failed", task=task.get_name(), exc_info=error)
 
-    def _lack(self, berth: Berth, files_bytes: int) -> str | None:
-        running = [b.pool for b in self if b.pool is not None and b.ending is None]
+    def _suffices(self, berth: Berth, files_bytes: int, others: Collection[Berth]) -> bool:
+        """Whether there is room when all have given way that do now: else none is ended for it."""
+        now_s = self._clock_s()
+        going = {b.ref for b in others if _rank(b, now_s, patient=False) is not None}
+        return self._lack(berth, files_bytes, without=going) is None
+
+    def _lack(
+        self, berth: Berth, files_bytes: int, *, without: Collection[ModelRef] = ()
+    ) -> str | None:
+        loaded = [b for b in self if b.loaded and b.ref not in without]
+        running = [b.pool for b in loaded if b.pool is not None]
         running += self._stopping.values()
         alike = [b for b in self if b.ref.name == berth.ref.name]
         pools_alike = [b.pool for b in alike if b.pool is not None]

@@ -34,8 +34,8 @@ class Terms(NamedTuple):
     """What engines of a model are made by, asked each time."""
 
     limits: Callable[[str], Limits]
-    shares: Callable[[str, int], tuple[Share, ...]]
-    """By a model's name and the number of engines: the share of each."""
+    shares: Callable[[str, int | None], tuple[Share, ...]]
+    """By a model's name and the number of engines (None: what is best): the share of each."""
     dispatcher: Callable[[Berth], Dispatcher]
     """Makes another dispatcher for a version."""
     devices: Mapping[str, Device]
@@ -250,24 +250,22 @@ class Loader:
     def _spec(self, version: Version, *, quiet: bool) -> PoolSpec:
         """Return an engine for each device and instance, and those that may serve on the CPU."""
         name, options = version.ref.name, self._options
+        on_cpu = tuple(
+            self._engine(version, share, quiet=quiet)
+            for share in self._terms.shares(name, options.on_cpu)
+        )
+        if not options.uuids:
+            return PoolSpec(on_cpu)
+        uuids = [uuid for uuid in options.uuids for _ in range(options.per_gpu)]
         engines = []
-        for share, device in zip(
-            self._terms.shares(name, options.engines),
-            (uuid for uuid in options.uuids or (None,) for _ in range(options.instances)),
-            strict=True,
-        ):
+        for share, uuid in zip(self._terms.shares(name, len(uuids)), uuids, strict=True):
             spec = self._engine(version, share, quiet=quiet)
-            if device is not None:
-                load = spec.load._replace(policy=on_gpu(options.policy))
-                spec = spec._replace(load=load, device=device)
-            engines.append(spec)
-        on_cpu = []
-        if options.to_cpu and options.uuids:
-            for share in self._terms.shares(name, options.instances):
-                spec = self._engine(version, share, quiet=quiet)
-                load = spec.load._replace(policy="cpu")
-                on_cpu.append(spec._replace(load=load, fallback=True))
-        return PoolSpec(tuple(engines), tuple(on_cpu))
+            load = spec.load._replace(policy=on_gpu(options.policy))
+            engines.append(spec._replace(load=load, device=uuid))
+        fallbacks = (
+            each._replace(load=each.load._replace(policy="cpu"), fallback=True) for each in on_cpu
+        )
+        return PoolSpec(tuple(engines), tuple(fallbacks) if options.to_cpu else ())
 
     def _engine(self, version: Version, share: Share, *, quiet: bool) -> EngineSpec:
         options = self._options

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, Self
 
 from worker.config_sections import Settings
-from worker.inference.budget import limits_of
+from worker.inference.budget import CPU_ENGINES, limits_of
 from worker.inference.devices import NO_DEVICES, Devices
 from worker.inference.dispatcher import Observer, OnOutcomes, OnWithdrawn
 from worker.types import Limits
@@ -42,15 +42,24 @@ class RegistryOptions(NamedTuple):
     devices: Devices = NO_DEVICES
     """GPUs for engines; each version has some on each of those chosen."""
     provider_options: Mapping[str, dict[str, str]] = MappingProxyType({})
-    instances: int = 1
-    """Engines of a version on each GPU, or on the CPU."""
+    per_gpu: int = 1
+    """Engines of a version on each GPU."""
+    on_cpu: int | None = 1
+    """Its engines on the CPU; None: as many as are best, see `Budget.split`."""
     to_cpu: bool = True
     """The CPU may serve for GPUs that are lost."""
 
     @classmethod
     def of(
-        cls, settings: Settings, *, failpoint: str | None, devices: Devices = NO_DEVICES
+        cls,
+        settings: Settings,
+        *,
+        on_cpu: int | None,
+        failpoint: str | None,
+        devices: Devices = NO_DEVICES,
     ) -> Self:
+        """`on_cpu`: what there is memory for, see `memory_of`."""
+        asked = settings.engine.instances_per_device
         engine, models, breaker = settings.engine, settings.models, settings.breaker
         return cls(
             limits=limits_of(settings),
@@ -66,7 +75,8 @@ class RegistryOptions(NamedTuple):
             failpoint=failpoint,
             devices=devices,
             provider_options=MappingProxyType(engine.provider_options),
-            instances=engine.instances_per_device,
+            per_gpu=1 if asked == "auto" else asked,
+            on_cpu=on_cpu,
             to_cpu=settings.engine.gpu_loss == "cpu",
         )
 
@@ -77,8 +87,9 @@ class RegistryOptions(NamedTuple):
 
     @property
     def engines(self) -> int:
-        """Engines of one version."""
-        return max(1, len(self.uuids)) * self.instances
+        """Engines of one version, at most."""
+        on_cpu = CPU_ENGINES if self.on_cpu is None else self.on_cpu
+        return len(self.uuids) * self.per_gpu or on_cpu
 
 
 class Listeners(NamedTuple):

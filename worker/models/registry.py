@@ -371,7 +371,7 @@ class Registry:
     def _limits_of(self, name: str) -> Limits:
         return self._limits.get(name, self._options.limits)
 
-    def _shares(self, name: str, engines: int) -> tuple[Share, ...]:
+    def _shares(self, name: str, engines: int | None) -> tuple[Share, ...]:
         names = list(self.table.models)
         models = max(1, min(len(names), self._options.max_loaded))
         at = names.index(name) % models if name in names else 0

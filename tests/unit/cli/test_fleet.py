@@ -10,7 +10,7 @@ import pytest
 from tests.channels import FakeRedis
 from tests.unit.cli.conftest import Darkroom
 from tests.unit.cli.fleets import Fleet, serving
-from tests.unit.control.states import digits, state
+from tests.unit.control.states import DIGEST, digits, state
 from worker.control.messages import (
     Action,
     DesiredState,
@@ -25,6 +25,7 @@ VERBS: dict[str, list[str]] = {
     "abort": [],
     "activate": ["digits", "2"],
     "drain": [],
+    "forget": ["digits", "2"],
     "pause": [],
     "pin": ["digits", "2"],
     "reload": ["digits"],
@@ -79,6 +80,11 @@ def test_a_redis_that_does_not_answer_is_exit_code_7(
             digits(active="2", previous="1", activated=7),
             ["rollback"],
             digits(active="1", previous="2", activated=8, new_heads=True),
+        ),
+        (
+            digits(previous="2"),
+            ["forget", "digits", "2"],
+            digits(versions={"1": DIGEST}),
         ),
         (digits(), ["pin", "digits", "2"], digits(pins=(PinOrder("2"),))),
         (

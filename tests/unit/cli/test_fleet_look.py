@@ -2,14 +2,19 @@
 
 import json
 import re
+from io import StringIO
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.channels import FakeRedis
 from tests.unit.cli.fleets import Fleet, serving
 from tests.unit.control.states import state
+from worker.cli.fleet_rows import drawn, status_lines
 from worker.control.answers import Answer, Code
 from worker.control.messages import encode_state
+from worker.control.progress import Look
 
 
 def test_the_status_is_what_the_contract_says(fleet: Fleet, redis: FakeRedis) -> None:
@@ -80,6 +85,77 @@ def test_a_fleet_that_is_as_it_should_be_has_converged(fleet: Fleet, redis: Fake
     redis.say(serving(state()))
 
     assert fleet("status").stdout.splitlines()[-1] == "converged"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({}, 0), ({"answer": Answer.NACK, "code": Code.HEADROOM, "reason": "no room"}, 1)],
+)
+def test_the_status_that_is_waited_for_has_an_exit_code_and_shows_the_end(
+    changes: dict[str, Any], code: int, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state())
+    redis.say(serving(state(), **changes))
+
+    result = fleet("status", "--json", "--wait")
+
+    assert result.exit_code == code
+    assert json.loads(result.stdout)["converged"] == (code == 0)
+    assert fleet("status").exit_code == 0
+
+
+def test_a_status_that_does_not_come_in_time_is_exit_code_8(fleet: Fleet, redis: FakeRedis) -> None:
+    redis.store(state())
+
+    result = fleet("status", "--wait", "0")
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (8, "  no worker is alive")
+
+
+def test_a_fleet_without_a_state_is_not_waited_for(fleet: Fleet) -> None:
+    result = fleet("status", "--wait")
+
+    assert result.exit_code == 1
+    assert "no state yet" in result.stderr
+    assert fleet("status", "--wait", "--watch").exit_code == 2
+
+
+def test_a_fleet_without_a_state_yet_is_not_said_to_lack_anything(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    waiting: dict[str, Any] = {"epoch": "", "observed": None, "generation": None, "digest": None}
+    redis.say(serving(state(), answer=Answer.PENDING, reason="no state", **waiting))
+
+    lines = fleet("status").stdout.splitlines()
+    asked = json.loads(fleet("status", "--json").stdout)
+
+    assert lines[0].startswith("no state yet: ")
+    assert lines[-1].startswith("w-1 ")
+    assert (asked["converged"], asked["reasons"]) == (False, [lines[0]])
+
+
+@pytest.mark.parametrize("worker", ["w-1", "darkroom-worker-7d9f8b6c5-x2k4q-1-5b6c7d8e"])
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_shows_who_serves_what_and_what_it_answers(
+    worker: str, width: int
+) -> None:
+    said = serving(state(), worker, device="GPU-8a56a4bc-e184-a047-2620-be19fdf913d5")
+    look = Look(state(), None, 7, "e-1", {worker: said}, {}, 0)
+    screen = StringIO()
+    Console(file=screen, width=width).print(drawn(look, width))
+
+    _, head, row, last = screen.getvalue().splitlines()[-4:]
+
+    assert (head.split()[0], head.split()[-1], last.strip()) == ("worker", "answer", "converged")
+    assert row.startswith(worker[:3])
+    assert worker[-6:] in row
+    assert "digits 1 (+ 2)" in row
+    assert row.rstrip().endswith("ack")
+
+
+def test_a_wide_terminal_shows_all_columns() -> None:
+    look = Look(state(), None, 7, "e-1", {"w-1": serving(state())}, {}, 0)
+    assert status_lines(look, width=200) == status_lines(look)
 
 
 @pytest.mark.parametrize(

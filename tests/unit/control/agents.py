@@ -36,6 +36,8 @@ class Host:
     def __init__(self) -> None:
         self.held: Action | None = None
         self.why: str | None = None
+        self.whys: list[str | None] = []
+        """All that it was told of the control channel, each change once."""
         self.changes = 0
         self.devices: dict[str, str] = {}
 
@@ -50,6 +52,8 @@ class Host:
 
     def unreachable(self, why: str | None) -> None:
         self.why = why
+        if self.whys[-1:] != [why]:
+            self.whys.append(why)
 
 
 class Rig:

@@ -101,6 +101,60 @@ async def test_what_redis_refuses_is_told_once(
     assert told == ["announcing this worker: Redis refuses: NOPERM"]
 
 
+async def test_what_redis_does_not_do_stays_noted_until_it_does_it(
+    redis: FakeRedis, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce, read, reads = FakeChannel.announce, FakeChannel.read, 0
+
+    async def refused(*_: Any, **__: Any) -> None:
+        raise ControlUnavailable("announcing this worker: Redis refuses: OOM")
+
+    async def counted(channel: FakeChannel) -> bytes | None:
+        nonlocal reads
+        reads += 1
+        return await read(channel)
+
+    monkeypatch.setattr(FakeChannel, "announce", refused)
+    monkeypatch.setattr(FakeChannel, "read", counted)
+    redis.document = encode_state(state(1))
+    async with running(rig):
+        await eventually(lambda: rig.complaint() is not None, SOON_S)
+        noted, looked = len(rig.host.whys), reads
+        await eventually(lambda: reads > looked + 2, SOON_S)
+        assert len(rig.host.whys) == noted, "it can be read all the time"
+        monkeypatch.setattr(FakeChannel, "announce", announce)
+        rig.agent.changed()
+        await eventually(lambda: rig.complaint() is None, SOON_S)
+
+
+async def test_nobody_switches_while_what_a_worker_answers_cannot_be_read(
+    redis: FakeRedis, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members, looks = FakeChannel.members, 0
+
+    async def counted(channel: FakeChannel) -> Members:
+        nonlocal looks
+        looks += 1
+        return await members(channel)
+
+    monkeypatch.setattr(FakeChannel, "members", counted)
+    redis.document = encode_state(state(1))
+    redis.answers["w-9"] = (redis.now_ms + 60_000, b"?")
+    with capture_logs() as lines:
+        async with running(rig):
+            await rig.acks(1)
+            terms = edits.Terms("r", redis.now_ms, timeout_s=3600.0)
+            await write(redis, edits.activate(state(1), "digits", "2", sha256=None, terms=terms))
+            await rig.says(lambda ack: ack.prepared == "r")
+            looked = looks
+            await eventually(lambda: looks > looked + 2, SOON_S)
+            assert redis.state.models["digits"].active == "1"
+            del redis.answers["w-9"]
+            await eventually(lambda: redis.state.models["digits"].active == "2", SOON_S)
+    told = [line for line in lines if line["event"] == "control.answer-unreadable"]
+    assert [(line["worker"], line["log_level"]) for line in told] == [("w-9", "warning")]
+
+
 async def test_a_worker_that_fell_back_to_the_cpu_warns_once_while_others_have_a_gpu(
     redis: FakeRedis, tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ def test_apply_adds_a_model() -> None:
     after = edits.apply(STATE, content, versions={"dogs": {"1": NEW}})
     assert after.models["dogs"] == ModelState({"1": NEW}, "1", activated=8, fallback_model="digits")
     assert parse_state(encode_state(after)) == after
-    with pytest.raises(CommandError, match="dogs has had no version but 1 active"):
+    with pytest.raises(CommandError, match="dogs has no version to go back to but 1"):
         edits.rollback(after, None)
 
 

@@ -25,9 +25,9 @@ STATE = state()
 ZONE_A = Selector(labels=frozen({"zone": "a", "rack": "4"}))
 TERMS = Terms("r-1", 0)
 ROLLING_OUT = edits.activate(STATE, "digits", "2", sha256=None, terms=TERMS)
-QUORUM = "2 at a time, at least 3 prepared, within 60 s"
 PREMIUM = Rule("premium", Match(tags={"user_tier": "premium"}), "2")
 NIGHTLY = Rule("nightly", Match("nightly", {}, {"source": "cam-1"}), "1")
+QUORUM = "2 at a time, at least 3 reloaded, within 60 s"
 
 
 def admitted(state: DesiredState, **changes: Any) -> DesiredState:

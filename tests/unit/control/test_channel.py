@@ -39,6 +39,18 @@ AWAY: list[tuple[BaseException, BaseException | None, str]] = [
     (redis_errors.InvalidResponse("Protocol Error: b'H'"), None, "cannot be reached (Protocol"),
 ]
 
+CLOSED = redis_errors.ConnectionError("Connection closed by server.")
+NOBODY = ConnectionRefusedError(111, "Connect call failed")
+HINTS = [
+    (NOBODY, False, False),
+    (NOBODY, True, True),
+    (TimeoutError(), False, False),
+    (TimeoutError(), True, True),
+    (CLOSED, False, True),
+    (redis_errors.InvalidResponse("Protocol Error: b'H'"), False, True),
+    (ConnectionResetError(104, "Connection reset by peer"), False, True),
+]
+
 SCRIPT = "ERR Error running script (call to f_0): @user_script:4: @user_script: 4: "
 REFUSALS = [
     ("NOAUTH Authentication required.", "NOAUTH Authentication required: set control.password"),
@@ -71,6 +83,19 @@ def test_a_redis_that_is_away_is_told(
 ) -> None:
     error.__context__ = cause
     assert complaint(error, 2.0).startswith(told)
+
+
+@pytest.mark.parametrize(("error", "tls", "hint"), HINTS, ids=lambda case: repr(case)[:40])
+def test_tls_is_hinted_at_only_where_it_may_be_the_reason(
+    error: BaseException, *, tls: bool, hint: bool
+) -> None:
+    told = complaint(error, 2.0, tls=tls)
+    assert ("TLS" in told or "ssl_certfile" in told) == hint
+    assert "control.url" in told
+
+
+def test_a_redis_that_has_answered_and_then_hangs_up_is_no_question_of_tls() -> None:
+    assert "TLS" not in complaint(CLOSED, 2.0, met=True)
 
 
 @pytest.mark.parametrize(("answered", "told"), REFUSALS, ids=lambda case: case[:20])

@@ -72,6 +72,11 @@ def test_a_rollout_that_is_under_way_is_not_converged() -> None:
     assert why_not(going, members(*answers)) == [
         "rollout r-1 of digits 2: 1 of 3 prepared; waiting for their turn: w-1"
     ]
+    rolling = going._replace(rollout=rollout._replace(mode=Mode.ROLLING, version="1"))
+    answers = [answer._replace(digest=digest(rolling)) for answer in answers]
+    assert why_not(rolling, members(*answers)) == [
+        "rollout r-1 of digits 1: 1 of 3 reloaded; waiting for their turn: w-1"
+    ]
     quorum = going._replace(rollout=rollout._replace(quorum=2, phase=Phase.PREPARE))
     answers = [answer._replace(digest=digest(quorum)) for answer in answers[1:]]
     assert why_not(quorum, members(*answers)) == ["rollout r-1 of digits 2: 1 of 2 prepared"]

@@ -23,6 +23,7 @@ from worker.control.messages import (
     frozen,
 )
 from worker.errors import CommandError, SettingsError
+from worker.models.router import Match, Rule
 
 NEW = "f" * 64
 TERMS = Terms("r-1", 1000, timeout_s=60, max_preparing=2, quorum=3)
@@ -224,10 +225,40 @@ def test_abort_ends_the_rollout_and_changes_nothing_else() -> None:
     assert running(after) == ended
 
 
+# Forget
+
+
+def test_what_a_failed_change_left_behind_can_be_forgotten() -> None:
+    failed = edits.activate(STATE, "digits", "3", sha256=NEW)
+    after = edits.forget(edits.rollback(failed, "digits"), "digits", "3")
+    assert after.generation == 10
+    assert (the(after).versions, the(after).previous) == (the(STATE).versions, None)
+    again = edits.activate(after, "digits", "3", sha256=DIGEST)
+    assert the(again).versions["3"] == DIGEST
+
+
+def test_an_aborted_rollout_is_forgotten_with_its_version() -> None:
+    aborted = edits.abort(edits.activate(STATE, "digits", "3", sha256=NEW, terms=TERMS))
+    assert edits.forget(aborted, "digits", "2").rollout == aborted.rollout
+    after = edits.forget(aborted, "digits", "3")
+    assert after.rollout is None
+    assert parse_state(encode_state(after)) == after
+
+
 # What cannot be done
 
 Edit = Callable[[DesiredState], DesiredState]
-CHANGED = "a version never changes; publish the new content as another one"
+CHANGED = (
+    "a version never changes; publish the new content as another one (where the fleet's digest is a"
+    " mistake, let it forget the version)"
+)
+NO_WAY_BACK = (
+    "digits has no version to go back to but 1, which is active: activate the one that you want"
+)
+NEEDED = (
+    "digits 2 is needed: it is active, stable is its alias, label zone=a is pinned to it, rule"
+    " premium leads to it, it is in the split; change that first"
+)
 GOING = "a rollout of digits 2 is under way (r-1): wait for its end, or abort it"
 
 
@@ -285,7 +316,29 @@ GOING = "a rollout of digits 2 is under way (r-1): wait for its end, or abort it
         (
             STATE,
             lambda s: edits.rollback(s, "digits"),
-            "digits has had no version but 1 active: activate the one that you want",
+            NO_WAY_BACK,
+        ),
+        (
+            digits(previous="1", activated=5),
+            lambda s: edits.rollback(s, None),
+            NO_WAY_BACK,
+        ),
+        (
+            STATE,
+            lambda s: edits.forget(s, "digits", "3"),
+            "digits has no version 3; the fleet knows: 1, 2",
+        ),
+        (rolling_out(), lambda s: edits.forget(s, "digits", "2"), GOING),
+        (
+            digits(
+                active="2",
+                aliases=frozen({"stable": "2"}),
+                pins=(PinOrder("2", ZONE_A),),
+                rules=(Rule("premium", Match(topic="t"), "2"),),
+                split=frozen({"2": 1}),
+            ),
+            lambda s: edits.forget(s, "digits", "2"),
+            NEEDED,
         ),
         (STATE, edits.abort, "no rollout is under way, so there is none to abort"),
         (
@@ -320,6 +373,7 @@ def test_every_edit_of_every_state_is_the_next_generation_or_no_change(
                 lambda s: edits.pin(s, name, version, sha256=sha256, workers=workers),
                 lambda s: edits.unpin(s, name, workers),
                 lambda s: edits.rollback(s, name),
+                lambda s: edits.forget(s, name, version),
                 lambda s: edits.pause(s, workers),
                 lambda s: edits.drain(s, workers),
                 lambda s: edits.resume(s, workers),

@@ -241,6 +241,25 @@ async def test_a_newer_state_goes_on_with_an_unfinished_load_that_it_wants_too()
     assert (shelf.cancelled, shelf.serving) == ([], {"digits": "2"})
 
 
+async def test_what_came_of_a_load_is_not_lost_on_another_that_waits_for_it() -> None:
+    shelf = Shelf()
+    reconciler = Reconciler(shelf, max_loaded=3)
+    await reconciler.apply(want(BOTH))
+    cats = ModelRef("cats", "2")
+    gate = shelf.gates[cats] = asyncio.Event()
+    moved = ModelState({"1": None, "2": None}, "2")
+    await cancelled(await started(reconciler, state(2, digits=digits("1"), cats=moved)))
+    again = await started(reconciler, state(3, digits=digits("2"), cats=moved))
+    shelf.broken[cats] = ModelError("no")
+    gate.set()
+    report = await again
+    assert shelf.loads[2:] == [cats, D2], "each once"
+    assert [failure.ref for failure in report.failures] == [cats]
+    assert shelf.serving == {"digits": "2", "cats": "1"}
+    await reconciler.apply(want(state(3, digits=digits("2"), cats=moved)))
+    assert shelf.loads[4:] == [cats], "a pass that begins anew tries again"
+
+
 async def test_closing_cancels_what_is_under_way() -> None:
     shelf = Shelf()
     reconciler = Reconciler(shelf, max_loaded=3)

@@ -118,6 +118,33 @@ def test_a_timeout_comes_before_what_was_prepared_too_late() -> None:
     assert rollout.reason == "not done within 600 s: 1 of 1 prepared"
 
 
+UNREADABLE = {"z": "answer: state: missing"}
+
+
+def test_a_member_whose_answer_cannot_be_read_holds_up_all_and_is_the_reason() -> None:
+    state, ready = preparing("a", timeout_s=1.5), members(ack("a", **READY))
+    assert step(state, ready, NOW_MS, unreadable=UNREADABLE) is None
+    late = step(state, ready, NOW_MS + 1501, unreadable=UNREADABLE)
+    assert late is not None
+    assert late.rollout is not None
+    assert (late.rollout.phase, late.rollout.reason) == (
+        Phase.ABORTED,
+        "not done within 1.5 s: 1 of 2 prepared; z (answer: state: missing)",
+    )
+    assert late.models == state.models
+
+
+def test_a_member_whose_answer_cannot_be_read_takes_no_turn_and_a_quorum_needs_it_not() -> None:
+    state = preparing(quorum=1)
+    turn = step(state, members(ack("a")), NOW_MS, unreadable=UNREADABLE)
+    assert turn is not None
+    assert turn.rollout is not None
+    assert turn.rollout.admitted == ("a",)
+    done = step(state, members(ack("a", **READY)), NOW_MS, unreadable=UNREADABLE)
+    assert done is not None
+    assert done.models["digits"].active == "2"
+
+
 def test_a_quorum_that_was_not_alive_is_the_reason_of_the_timeout() -> None:
     _, rollout = stepped(preparing("a", quorum=3), ack("a", **READY), after_ms=600_001)
     assert rollout.reason == "not done within 600 s: 1 of 3 prepared"

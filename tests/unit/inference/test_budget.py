@@ -53,6 +53,14 @@ def test_the_engines_of_a_version_part_its_share() -> None:
     assert budget.split(share, 3) == (Share(2, 800 * MB), Share(1, 800 * MB), Share(1, 800 * MB))
 
 
+@pytest.mark.parametrize(("lanes", "engines"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (8, [4, 4])])
+def test_left_to_itself_a_version_has_two_engines_where_it_has_lanes_for_them(
+    lanes: int, engines: list[int]
+) -> None:
+    budget = Budget(lanes, 3000 * MB, 800 * MB, 1 << 34)
+    assert [share.lanes for share in budget.split(budget.share(1), None)] == engines
+
+
 @pytest.mark.parametrize(
     ("limits", "decode_bytes"),
     [

@@ -275,5 +275,5 @@ def test_engines_do_not_ask_a_driver_that_did_not_answer() -> None:
     for answered, policy in ((True, "prefer-gpu"), (False, "cpu")):
         survey = Survey(cuda_problem="it hangs", answered=answered)
         devices = choose(survey, EngineSettings(), {})
-        options = RegistryOptions.of(Settings(), failpoint=None, devices=devices)
+        options = RegistryOptions.of(Settings(), on_cpu=1, failpoint=None, devices=devices)
         assert options.policy == policy

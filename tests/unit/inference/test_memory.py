@@ -8,6 +8,7 @@ from worker.config_sections import (
     Settings,
 )
 from worker.errors import SettingsError
+from worker.inference import budget
 from worker.inference.budget import Share
 from worker.inference.memory import (
     ENGINE_BYTES,
@@ -49,7 +50,7 @@ def test_rows_of_which_nothing_is_known_are_bounded_by_the_bytes_of_a_batch() ->
 
 def test_every_active_version_has_an_engine_and_the_worker_what_is_in_flight() -> None:
     settings = Settings(
-        engine=EngineSettings(lanes=2),
+        engine=EngineSettings(lanes=2, instances_per_device=1),
         batch=BatchSettings(max_size=8),
         limits=LimitsSettings(image_max_pixels=50_000_000, in_flight_bytes=100 * MB),
     )
@@ -91,7 +92,7 @@ def test_settings_of_which_no_sum_can_be_made_are_refused() -> None:
 
 def test_models_that_are_more_than_engines_share_what_there_is_among_those() -> None:
     settings = Settings(
-        engine=EngineSettings(lanes=2),
+        engine=EngineSettings(lanes=2, instances_per_device=1),
         models=ModelsSettings(max_loaded=1),
         batch=BatchSettings(max_size=16),
     )
@@ -100,9 +101,30 @@ def test_models_that_are_more_than_engines_share_what_there_is_among_those() -> 
 
 
 def test_every_instance_of_a_version_counts() -> None:
-    lanes, batch = EngineSettings(lanes=2), BatchSettings(max_size=16)
+    lanes = EngineSettings(lanes=2, instances_per_device=1)
+    batch = BatchSettings(max_size=16)
     two = lanes.model_copy(update={"instances_per_device": 2})
     footprint = {A: Footprint(100 * MB, MB)}
     one = memory_of(Settings(engine=lanes, batch=batch), footprint).engines[A]
     both = memory_of(Settings(engine=two, batch=batch), footprint).engines[A]
     assert both >= one + ENGINE_BYTES + 300 * MB
+
+
+def test_left_to_itself_a_version_has_two_engines_where_memory_has_room_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(engine=EngineSettings(lanes=2), models=ModelsSettings(max_loaded=2))
+    footprint = {A: Footprint(100 * MB, MB)}
+    monkeypatch.setattr(budget, "memory_bytes", lambda: 1 << 40)
+    plenty = memory_of(settings, footprint)
+    assert plenty.instances is None
+    monkeypatch.setattr(budget, "memory_bytes", lambda: plenty.most_bytes - 1)
+    scarce = memory_of(settings, footprint)
+    assert scarce.instances == 1
+    assert scarce.engines[A] < plenty.engines[A]
+
+
+@pytest.mark.parametrize("policy", ["require-gpu", "require-openvino"])
+def test_an_accelerator_that_was_not_chosen_by_its_uuid_gets_one_engine(policy: str) -> None:
+    engine = Settings.model_validate({"engine": {"lanes": 2, "policy": policy}})
+    assert memory_of(engine, {}).instances == 1

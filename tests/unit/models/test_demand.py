@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.models.stage import A1, A2, B1, BUDGET, C1, D1, ready, stage, until
+from tests.unit.models.stage import A1, A2, A3, B1, BUDGET, C1, D1, ready, stage, until
 from worker.errors import ModelError
+from worker.models.room import Room
 
 
 async def test_a_version_that_records_ask_for_is_loaded_for_them() -> None:
@@ -131,6 +132,17 @@ async def test_memory_that_does_not_suffice_is_told_with_what_there_is() -> None
         with pytest.raises(ModelError, match=text):
             await on.models.load(A2, sha256=None, replaces="1")
         assert on.models.loaded == {A1}
+
+
+async def test_what_is_held_is_not_ended_for_a_version_that_would_not_fit_without_it_either() -> (
+    None
+):
+    async with stage(A1, A2, A3) as on:
+        await on.serve(A1, A2)
+        on.models._berths._room = Room(3, 1 << 20)  # others have taken the memory meanwhile
+        with pytest.raises(ModelError, match="no room for a/3"):
+            await on.models.load(A3, sha256=None, replaces="2")
+        assert on.models.loaded == {A1, A2}
 
 
 async def test_more_models_than_have_room_all_make_progress() -> None:

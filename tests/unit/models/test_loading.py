@@ -256,7 +256,7 @@ def gpus(*uuids: str) -> Devices:
 
 
 async def test_a_version_has_engines_on_every_device_and_they_part_its_lanes() -> None:
-    async with stage(A1, devices=gpus("GPU-1", "GPU-2"), instances=2) as on:
+    async with stage(A1, devices=gpus("GPU-1", "GPU-2"), per_gpu=2) as on:
         await on.serve(A1)
         assert on.engines.started == [A1] * 4
         assert [load.policy for load in on.engines.told] == ["require-gpu"] * 4
@@ -286,14 +286,14 @@ async def test_results_of_the_cpu_say_so_where_a_gpu_could_not_be_used(*, fallba
 
 
 async def test_several_engines_of_a_version_are_one_of_those_that_may_be_loaded() -> None:
-    async with stage(A1, A2, instances=3, max_loaded=2) as on:
+    async with stage(A1, A2, on_cpu=3, max_loaded=2) as on:
         await on.serve(A1, A2)
         assert on.engines.started == [A1] * 3 + [A2] * 3
         assert [load.policy for load in on.engines.told] == ["cpu"] * 6
 
 
 async def test_a_reload_replaces_all_engines_of_a_version() -> None:
-    async with stage(A1, instances=2) as on:
+    async with stage(A1, on_cpu=2) as on:
         await on.serve(A1)
         on.engines.holding.add(A1)
         on.send("a", 4)
