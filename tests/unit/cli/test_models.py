@@ -6,7 +6,10 @@ import pytest
 
 from tests.unit.cli.conftest import Darkroom
 from tests.unit.models.shelves import serving
+from worker.config_sections import EngineSettings
+from worker.inference.devices import devices_of
 from worker.models.repository import demo_repository
+from worker.protocol.survey import Gpu, Survey
 
 
 @pytest.fixture
@@ -98,6 +101,16 @@ def test_verify_loads_a_version_in_an_engine(darkroom: Darkroom) -> None:
     assert result.exit_code == 0
     assert fact["provider"].endswith("ExecutionProvider")
     assert fact["row_bytes"] == 8 * 8 * 4
+
+
+def test_verify_says_that_a_gpu_is_there_and_not_usable(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu("GPU-1", "GPU-1", "H100", problem="GPU is lost")
+    devices = devices_of(EngineSettings(), found=lambda: True, look=lambda: Survey((gpu,)))
+    monkeypatch.setattr("worker.cli.versions.devices_of", lambda _: devices)
+    result = darkroom("models", "verify", "digits/1", "--json")
+    assert json.loads(result.stdout)[0]["fallback"] is True
 
 
 def test_verify_names_the_field_of_a_manifest_that_the_graph_contradicts(

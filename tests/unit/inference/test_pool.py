@@ -231,7 +231,7 @@ async def test_where_the_cpu_may_not_serve_a_loss_is_told_until_a_device_is_back
 async def test_a_version_that_no_device_can_load_is_refused_where_the_cpu_may_not_serve() -> None:
     stage = Stage(ONE, TWO, on_cpu=False)
     stage.machine.absent |= {ONE, TWO}
-    with pytest.raises(DeviceError, match=f"{ONE} has no luck"):
+    with pytest.raises(DeviceError, match=f"({ONE}|{TWO}) has no luck"):  # whichever says so first
         await stage.pool.start()
     assert stage.machine.started == [ONE, TWO]
 

@@ -14,6 +14,7 @@ from tests.unit.inference.scripted import (
 from tests.unit.inference.test_supervisor import started, until
 from worker.inference import supervisor
 from worker.inference.device import Device
+from worker.inference.engines import Engine
 from worker.inference.ladder import DeviceState
 from worker.protocol.channel import Channel
 from worker.protocol.messages import LoadFailed, Trouble, Warmed
@@ -126,7 +127,18 @@ async def test_an_engine_that_becomes_far_slower_is_suspect_and_proven_anew() ->
         assert stage.spawn.started == 1, "a CPU that others use too is slow at times"
 
 
-async def test_sizes_that_were_warmed_while_it_served_count_for_its_watchdog_and_its_pace() -> None:
+async def test_sizes_that_were_warmed_while_it_served_count_for_its_watchdog_and_its_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ages_s, held = list[float](), Engine.held_longer_than
+
+    def looks(engine: Engine, age_s: float) -> frozenset[int]:
+        ages_s.append(age_s)
+        return held(engine, age_s)
+
+    monkeypatch.setattr(Engine, "held_longer_than", looks)
+    monkeypatch.setattr(supervisor, "_LOOKS_PER_WATCHDOG", 3000)
+
     def grows(channel: Channel, _: Page) -> None:
         loads(channel)
         for submit in submits(channel):
@@ -137,11 +149,11 @@ async def test_sizes_that_were_warmed_while_it_served_count_for_its_watchdog_and
     async with started(grows, device=device) as stage:
         engine = stage.supervisor._engine
         assert engine is not None
-        assert stage.supervisor._watchdog_s(engine) == 30.0
+        await until(lambda: ages_s[-1:] == [30.0])
         for n in range(5):
             stage.work.submit(jobs(n))
             await until(lambda n=n: n in stage.ends.of)  # type: ignore[misc]  # a default binds it
-        assert stage.supervisor._watchdog_s(engine) == 80.0
+        await until(lambda: ages_s[-1] == 80.0)
         assert engine.loaded.service_ms == {"1": 1.0, "4": 2.0, "64": 4000.0}
         assert states == [], "with those it loaded with, 64 rows would take 32 ms"
 
