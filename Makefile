@@ -49,6 +49,7 @@ check: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/swap.py
+	$(BIN)/python benchmarks/layouts.py
 
 clean:
 	test ! -x $(BIN)/darkroom || test ! -d .darkroom || $(BIN)/darkroom dev down

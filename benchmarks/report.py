@@ -70,6 +70,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def busy_s() -> float:
+    """Return the seconds that all cores have been busy, so far."""
+    times = psutil.cpu_times()
+    return sum(times[:4]) - times.idle + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0)
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-import psutil
-
 from benchmarks import tell_swaps
 from benchmarks.commanded import (
     IN_TURN,
@@ -35,7 +33,7 @@ from benchmarks.commanded import (
     squeezenet,
 )
 from benchmarks.ratios import steady_rate
-from benchmarks.report import Report, machine, versions
+from benchmarks.report import Report, busy_s, machine, versions
 from benchmarks.served import ages_ms, batch_interval_ms, gaps_ms, last_before
 from benchmarks.tell_swaps import Pair, Swapped
 from worker.errors import DarkroomError
@@ -138,7 +136,7 @@ def _cases(report: Report, *, only: str | None) -> list[tuple[str, Callable[[Pat
 
 def measure(run: Run, effort: Effort, say: Callable[[str], None]) -> Swapped:
     """Measure one fleet."""
-    began_s, busy_s, ours_s = time.monotonic(), _busy_s(), run.cpu_s()
+    began_s, before_s, ours_s = time.monotonic(), busy_s(), run.cpu_s()
     steps = cycle()
     drained = run.backlog(seconds=effort.drain_s)
     stamps = [row.stamp_ms for row in drained.rows]
@@ -170,7 +168,7 @@ def measure(run: Run, effort: Effort, say: Callable[[str], None]) -> Swapped:
         found.deaf_ms += [change.took_ms for change in deaf.changes]
     found.wrong |= _wrong(run)
     elapsed_s = time.monotonic() - began_s
-    others_s = _busy_s() - busy_s - (run.cpu_s() - ours_s)
+    others_s = busy_s() - before_s - (run.cpu_s() - ours_s)
     found.others = max(0.0, others_s / elapsed_s / cores())
     return found
 
@@ -248,12 +246,6 @@ def _wrong(run: Run) -> dict[str, int]:
         "batches with two versions": account.torn,
         "results of a version that was not allowed": account.forbidden(run.fleet.allowed()),
     }
-
-
-def _busy_s() -> float:
-    """Return the seconds that all cores have been busy, so far."""
-    times = psutil.cpu_times()
-    return sum(times[:4]) - times.idle + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0)
 
 
 def _asked_to_end(number: int, _: FrameType | None) -> NoReturn:
