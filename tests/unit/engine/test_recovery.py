@@ -214,21 +214,6 @@ def test_a_batch_that_found_no_memory_is_run_in_halves_and_none_is_so_large_agai
     assert engine.end() is None
 
 
-def test_bound_runs_recover_as_others_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(tmp_path / "1", staging="always", artifacts=str(tmp_path / "kept"))
-    monkeypatch.setattr(host, "load_model", lambda _: device.model)
-    assert device.model.staging == "bound, folded"
-    too_many = native.Fail(ARENA)
-    engine = device.serve(lambda batch: too_many if len(batch) > 1 else None, [BRIGHT] * 8)
-    assert types(engine) == [Done] * 8
-    assert set(kinds(engine)) <= {"oom"}
-    assert engine.end() is None
-
-    lost = device.serve(lambda _: native.Fail(ILLEGAL), [BRIGHT] * 8)
-    assert (lost.ends, kinds(lost)[0]) == ({}, "sticky")
-    assert isinstance(lost.end(), DeviceError)
-
-
 def test_an_odd_batch_is_halved_down_to_single_rows(device: Device) -> None:
     too_many = native.Fail(ARENA)
     engine = device.serve(lambda batch: too_many if len(batch) > 1 else None, [BRIGHT] * 3)

@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from tests.contract.engines import LIMITS, Engine, load
 from tests.unit.engine import graphs
-from worker.engine import fold, staging
+from tests.unit.engine.test_recovery import Device, kinds, types
+from tests.unit.engine.test_trouble import ARENA, ILLEGAL
+from worker.engine import fold, host, staging
 from worker.engine.loader import load_model
 from worker.engine.model import Model
+from worker.errors import DeviceError
 from worker.protocol.messages import Done, Fault, Load, Loaded, LoadFailed
 from worker.protocol.page import RUN_LANES
 
@@ -152,3 +156,18 @@ def label(end: object) -> str:
     assert isinstance(end, Done), end
     said: str = orjson.loads(end.predictions)["light"][0]["label"]
     return said
+
+
+def test_bound_runs_recover_as_others_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(tmp_path / "1", staging="always", artifacts=str(tmp_path / "kept"))
+    monkeypatch.setattr(host, "load_model", lambda _: device.model)
+    assert device.model.staging == "bound, folded"
+    too_many = native.Fail(ARENA)
+    engine = device.serve(lambda batch: too_many if len(batch) > 1 else None, [BRIGHT] * 8)
+    assert types(engine) == [Done] * 8
+    assert set(kinds(engine)) <= {"oom"}
+    assert engine.end() is None
+
+    lost = device.serve(lambda _: native.Fail(ILLEGAL), [BRIGHT] * 8)
+    assert (lost.ends, kinds(lost)[0]) == ({}, "sticky")
+    assert isinstance(lost.end(), DeviceError)
