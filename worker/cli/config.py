@@ -77,7 +77,7 @@ def _memory(memory: "Memory") -> dict[str, Any]:
 
 def _memory_lines(memory: "Memory") -> str:
     """Write the sum as comments: the text stays a settings file."""
-    engine = "an engine: its process, model and rows, and what it decodes at a time"
+    engine = "its engines: their processes, models and rows, and what they decode at a time"
     rows = [
         ("worker", memory.worker_bytes, "itself, and records in flight, here and in its engines"),
         *((str(ref), size, engine) for ref, size in memory.engines.items()),
