@@ -4,7 +4,6 @@
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,11 @@ from typing import Any
 
 from benchmarks.age import Aged, age
 from benchmarks.drain import drain
+from benchmarks.ending import ending
 from benchmarks.peers import DARKROOM
-from benchmarks.report import Figure, Report, machine, versions
+from benchmarks.report import Figure, Report
 from benchmarks.runs import Effort, Runs, runs_of
-from benchmarks.throughput import asked_to_end, cases_of, positive
+from benchmarks.throughput import cases_of, positive
 from worker.errors import DarkroomError
 from worker.local.spec import StackSpec
 from worker.local.stack import running
@@ -43,16 +43,13 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=positive, help="runs of every variant at every share")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, asked_to_end)
     effort = QUICK if asked.quick else FULL
     if asked.rounds:
         effort = effort._replace(pairs=asked.rounds, ages=asked.rounds)
-    report = Report()
-    said = machine()
-    report.say(f"{said['cpu']}, {said['cores']} cores, {said['memory_gb']} GB, load {said['load']}")
-    report.say(", ".join(f"{name} {version}" for name, version in versions().items()))
+    report = Report(asked.json)
+    report.say_machine()
     whole = True
-    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
+    with ending(report), tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
         cases = cases_of(Path(folder) / "models", report, only=asked.case)
         with running(StackSpec(data=Path(folder), redis=False, topics=())) as stack:
             for case in cases:
@@ -61,8 +58,6 @@ def main() -> int:
                     rate = _drained(runs, report)
                     for share in asked.share or SHARES:
                         whole = _aged(runs, report, rate, share) and whole
-    if asked.json:
-        report.write(asked.json)
     return 0 if whole else 1
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.age import arrivals, until
+from benchmarks.ending import ending
 from benchmarks.policies import MOST, OTHERS, Darkroom, Policy, World
 from benchmarks.ratios import percentile
 from benchmarks.report import Figure, Report
@@ -100,16 +101,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     asked = parser.parse_args()
     seconds, rows = (4.0, BACKLOG // 5) if asked.quick else (20.0, BACKLOG)
-    report = Report()
-    for world in (GPU, CPU):
-        for share in LOADS:
-            shown = {n: at_load(world, n, share, seconds=seconds, seed=1) for n in POLICIES}
-            _tell(report, f"{world.name} at {share:.0%} of {best_rate(world):,.0f}/s", shown)
-        backlog = rows if world is GPU else rows // 10
-        shown = {name: draining(world, name, backlog) for name in POLICIES}
-        _tell(report, f"{world.name}, drain", shown)
-    if asked.json:
-        report.write(asked.json)
+    report = Report(asked.json)
+    with ending(report):
+        for world in (GPU, CPU):
+            for share in LOADS:
+                shown = {n: at_load(world, n, share, seconds=seconds, seed=1) for n in POLICIES}
+                _tell(report, f"{world.name} at {share:.0%} of {best_rate(world):,.0f}/s", shown)
+            backlog = rows if world is GPU else rows // 10
+            shown = {name: draining(world, name, backlog) for name in POLICIES}
+            _tell(report, f"{world.name}, drain", shown)
     return 0
 
 

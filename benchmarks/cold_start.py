@@ -18,8 +18,9 @@ import psutil
 
 from benchmarks import topics
 from benchmarks.cases import Case, demo_digits, photographs
+from benchmarks.ending import ending
 from benchmarks.peers import DARKROOM, Where, cpu_s, running
-from benchmarks.report import Figure, Report, machine, versions
+from benchmarks.report import Figure, Report
 from worker.inference.budget import resident_bytes
 from worker.local import stack as local
 from worker.local.spec import StackSpec
@@ -94,18 +95,14 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     asked = arguments(sys.argv[1:])
     count = asked.starts or (QUICK_STARTS if asked.quick else STARTS)
-    report = Report()
-    said = machine()
-    report.say(f"{said['cpu']}, {said['cores']} cores, {said['memory_gb']} GB, load {said['load']}")
-    report.say(", ".join(f"{name} {version}" for name, version in versions().items()))
-    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
+    report = Report(asked.json)
+    report.say_machine()
+    with ending(report), tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
         case = _case(Path(folder) / "models", report)
         spec = StackSpec(data=Path(folder) / "stack", redis=False, topics=())
         with local.running(spec) as stack:
             found = [start(stack, case) for _ in range(count)]
     _tell(case, found, report)
-    if asked.json:
-        report.write(asked.json)
     return 0
 
 

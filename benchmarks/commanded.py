@@ -4,8 +4,8 @@ Workers, operator and model repository are those of the integration tests.
 """
 
 import itertools
-import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ import redis
 from benchmarks import topics
 from benchmarks.age import Sender, arrivals, until
 from benchmarks.cases import demo_digits, photographs
-from benchmarks.served import Account, Following, Row
+from benchmarks.served import Account, Following, Row, gap_of
 from tests.broker import Topics
 from tests.fleets import Fleet
 from tests.workers import Crew, Settings, Worker, crew_in
@@ -49,7 +49,6 @@ _CONVERGED_S = 600.0
 _LOOK_S = 0.05
 _USER = "bench"
 """Of the workers in Redis, and their password."""
-_GAP = re.compile(r"^darkroom_switch_gap_seconds\{.*\} (\S+)$", re.MULTILINE)
 LOAD, IN_TURN, WARM, ROLLBACK = "load", "load in turn", "warm", "rollback"
 """A load by all workers at once; by one after the other, in two phases; a warm version; back."""
 
@@ -134,10 +133,19 @@ def cycle() -> Iterator[Step]:
         yield Step(WARM, version)
 
 
+class Stopped(Exception):  # noqa: N818 - it is asked for
+    """Swaps that are under way are not waited for any more."""
+
+
 class Commanded(Fleet):
     """A fleet that serves one model, for a benchmark."""
 
     model = "digits"
+
+    def __init__(self, url: str, name: str, folder: Path) -> None:
+        super().__init__(url, name, folder)
+        self.stopped = threading.Event()
+        """Set: `swap` raises Stopped at its next look at the answers."""
 
     def settings(self, **control: object) -> Settings:
         return {
@@ -177,6 +185,8 @@ class Commanded(Fleet):
         said_ms: dict[tuple[str, int | None], int] = {}
 
         def looked(progress: Progress) -> None:
+            if self.stopped.is_set():
+                raise Stopped
             for worker, ack in progress.look.members.items():
                 if ack.answer is Answer.ACK:
                     said_ms.setdefault((worker, ack.observed), ack.sent_at_ms)
@@ -326,11 +336,16 @@ class Run:
             if steps is None:
                 return []
             while any(d < g for d, g in zip(self._done(), goal, strict=True)):
-                time.sleep(_LOOK_S)
+                if self.fleet.stopped.wait(_LOOK_S):
+                    raise Stopped
             return self.fleet.swap(steps, gaps)
 
+        self.fleet.stopped.clear()
         with ThreadPoolExecutor(1) as pool:
-            yield pool.submit(swapped)
+            try:
+                yield pool.submit(swapped)
+            finally:  # else leaving the pool would wait for all swaps
+                self.fleet.stopped.set()
 
     def _done(self) -> list[int]:
         return self._following.ends()
@@ -370,12 +385,6 @@ def run_of(
         finally:
             crew.end()
             run.remove()
-
-
-def gap_of(metrics: str) -> float | None:
-    """Read the last switch's gap off a worker's metrics; None: there was none yet."""
-    found = _GAP.search(metrics)
-    return None if found is None else float(found[1])
 
 
 def allow(stack: Stack) -> None:

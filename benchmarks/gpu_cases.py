@@ -102,32 +102,9 @@ def squeezenet(graph: _Graph) -> None:
     graph.head(x, channels)
 
 
-def trap(graph: _Graph) -> None:
-    """Scores, and a write far outside of its tensor for a picture that is nearly white."""
-    mean = graph.add("ReduceMean", "image", axes=[1, 2, 3], keepdims=0)
-    white = graph.add("Greater", mean, graph.weight(0.98))
-    far = graph.add("Cast", white, to=TensorProto.INT64)
-    graph.weights += [
-        numpy_helper.from_array(np.array(1 << 33), "far"),
-        numpy_helper.from_array(np.array([1]), "last"),
-        numpy_helper.from_array(np.zeros(CLASSES, np.int64), "classes"),
-    ]
-    where = graph.add("Unsqueeze", graph.add("Mul", far, "far"), "last")
-    flat = graph.add("Flatten", graph.add("GlobalAveragePool", "image"))
-    scores = graph.add("MatMul", flat, graph.weight(np.linspace(0, 1, 3 * CLASSES).reshape(3, -1)))
-    column = graph.add("Gather", scores, "classes", axis=1)
-    column = graph.add("ReduceMean", column, axes=[1], keepdims=0)
-    zero = graph.add("Mul", column, graph.weight(0.0))
-    written = graph.add("ScatterND", zero, where, column)
-    spread = graph.add("Mul", graph.add("Unsqueeze", written, "last"), graph.weight(0.0))
-    graph.add("Add", scores, spread)
-    graph.nodes[-1].output[0] = "scores"
-
-
 SHAPES: dict[str, Callable[[_Graph], None]] = {
     "squeezenet": squeezenet,
     "resnet50": resnet50,
-    "trap": trap,
 }
 
 
@@ -162,10 +139,6 @@ def picture(seed: int, *, side_px: int = 500) -> bytes:
     noise = random.normal(0, 12, large.shape)
     image = np.clip(large + noise, 0, 255).astype(np.uint8)
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
-
-
-def white() -> bytes:
-    return cv2.imencode(".png", np.full((64, 64, 3), 255, np.uint8))[1].tobytes()
 
 
 def row(version: Version, image: bytes) -> Any:

@@ -1,13 +1,15 @@
 """What gpu.py measures inside one process: `session.run` at its best, and lanes fed decoded.
 
-Each is called in a spawned process of its own, which ends with what it took of the device.
+Each is called in a spawned process of its own, which ends with what it took of the device; what it
+found it answers.
 """
 
+import ctypes
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from worker.engine.session import Session, open_session
 from worker.protocol.failpoints import Failpoints
 from worker.protocol.messages import Load, Outcomes, Trouble
 from worker.protocol.page import RUN_LANES, Page
+from worker.protocol.survey import CUDA_LIBRARY
 from worker.vision.decode import decode
 from worker.vision.sniff import check
 
@@ -47,7 +50,7 @@ class Table(NamedTuple):
         return max(size / ms * 1e3 for size, ms in self.plain_ms.items())
 
 
-def table(version: Version, load: Load, seconds: float) -> Table:
+def table(answer: Callable[[Table], None], version: Version, load: Load, seconds: float) -> None:
     """Time every power of two up to the cap, both ways."""
     cap = load.limits.max_size
     sizes = [2**n for n in range(cap.bit_length()) if 2**n <= cap]
@@ -65,7 +68,8 @@ def table(version: Version, load: Load, seconds: float) -> Table:
     staged = {size: _ms(partial(model.run, slab[:size]), each_s) for size in sizes}
     bound = model.session.bound
     provider = model.session.stamp.provider
-    return Table(plain, staged, model.staging, provider, bound is not None and bound.pinned)
+    pinned = bound is not None and bound.pinned
+    answer(Table(plain, staged, model.staging, provider, pinned))
 
 
 def _plain_ms(session: Session, rows: Any, sizes: list[int], each_s: float) -> dict[int, float]:
@@ -73,8 +77,10 @@ def _plain_ms(session: Session, rows: Any, sizes: list[int], each_s: float) -> d
     return {size: _ms(partial(session.run, ("scores",), feeds[size]), each_s) for size in sizes}
 
 
-def fed_decoded(version: Version, load: Load, seconds: float) -> float:
-    """Return images a second of an engine's own lanes whose pictures are decoded already."""
+def fed_decoded(
+    answer: Callable[[float], None], version: Version, load: Load, seconds: float
+) -> None:
+    """Find images a second of an engine's own lanes whose pictures are decoded already."""
     model = load_model(load)
     image = _decoded((version.folder / "golden.jpg").read_bytes())
     sizing = sizing_of(model, load.limits, tell=lambda bounds: queue.bound(bounds))  # noqa: PLW0108 - it comes after
@@ -105,7 +111,7 @@ def fed_decoded(version: Version, load: Load, seconds: float) -> float:
     queue.close()
     for lane in lanes:
         lane.join()
-    return rate
+    answer(rate)
 
 
 def _no_trouble(trouble: Trouble) -> None:
@@ -179,20 +185,24 @@ def _decoded(image: bytes) -> Any:
     return cv2.resize(decode(image, header, keep_gray=True), (224, 224))
 
 
-def free_bytes_taken(path: Path) -> None:
-    """Take all memory of the first GPU that is free; say so in a file; hold it until killed."""
-    import ctypes  # noqa: PLC0415 - of this function alone
-
-    cuda = ctypes.CDLL("libcuda.so.1")
-    context, pointer = ctypes.c_void_p(), ctypes.c_void_p()
-    cuda.cuInit(0)
-    cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-    cuda.cuCtxSetCurrent(context)
+def free_memory_taken(answer: Callable[[int], None]) -> None:
+    """Take all memory that is free of the one GPU in sight; hold it until killed, or orphaned."""
+    cuda = ctypes.CDLL(CUDA_LIBRARY)
+    context, pointer = ctypes.c_void_p(), ctypes.c_uint64()
+    for code in (
+        cuda.cuInit(0),
+        cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0),
+        cuda.cuCtxSetCurrent(context),
+    ):
+        if code:
+            raise RuntimeError(f"the driver answers with error {code}")
     size, taken = 1 << 34, 0
     while size >= 1 << 20:
         if cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size)) == 0:
             taken += size
         else:
             size >>= 1
-    path.write_text(str(taken))
-    time.sleep(600)
+    answer(taken)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()

@@ -6,7 +6,6 @@
 import argparse
 import asyncio
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -20,10 +19,11 @@ import psutil
 import uvloop
 
 from benchmarks.cases import Case
+from benchmarks.ending import ending
 from benchmarks.peers import cpu_s
 from benchmarks.ratios import Spread, spread
-from benchmarks.report import Figure, Report, busy_s, machine, versions
-from benchmarks.throughput import asked_to_end, cases_of, positive
+from benchmarks.report import Figure, Report, busy_s
+from benchmarks.throughput import cases_of, positive
 from worker.config_sections import Settings
 from worker.control.messages import settings_state
 from worker.control.reconciler import Reconciler
@@ -298,21 +298,16 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def main() -> int:
     asked = arguments(sys.argv[1:])
-    signal.signal(signal.SIGTERM, asked_to_end)
     configure(level="warning")
     effort = QUICK if asked.quick else FULL
     if asked.rounds:
         effort = effort._replace(rounds=asked.rounds)
-    report = Report()
-    said = machine()
-    report.say(f"{said['cpu']}, {said['cores']} cores, {said['memory_gb']} GB, load {said['load']}")
-    report.say(", ".join(f"{name} {version}" for name, version in versions().items()))
-    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
+    report = Report(asked.json)
+    report.say_machine()
+    with ending(report), tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
         for case in cases_of(Path(folder) / "models", report, only=asked.case):
             report.say(f"\n({case.key}) {case.title}")
             tell(case, measure(case, effort, report), report)
-    if asked.json:
-        report.write(asked.json)
     return 0
 
 

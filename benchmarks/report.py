@@ -1,4 +1,8 @@
-"""Tables for people, and JSON for programs: `{machine, versions, results: [...]}`."""
+"""Tables for people, and JSON for programs: `{machine, versions, results: [...]}`.
+
+A file is written anew with every figure, and says `partial` until the benchmark came to its end: of
+one that is cut short, whatever cuts it, the figures are there.
+"""
 
 import importlib.metadata
 import json
@@ -17,6 +21,7 @@ _PACKAGES = (
     "darkroom", "onnxruntime-gpu", "onnxruntime", "opencv-python-headless", "numpy", "aiokafka",
     "confluent-kafka", "orjson", "uvloop",
 )  # fmt: skip
+_UNFINISHED = "the benchmark did not come to its end"
 
 
 class Figure(NamedTuple):
@@ -31,13 +36,35 @@ class Figure(NamedTuple):
 
 
 class Report:
-    """Collects figures, and prints tables as they come."""
+    """Collects figures, prints tables as they come, and keeps all of it in a file if it has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self.figures: list[Figure] = []
+        self.machine = machine()
+        self._versions = versions()
+        self._file = file
+        try:
+            self.finish(partial=_UNFINISHED)
+        except OSError as error:
+            raise SystemExit(f"--json: {error}") from None
 
     def add(self, *figures: Figure) -> None:
         self.figures += figures
+        self.finish(partial=_UNFINISHED)
+
+    def finish(self, *, partial: str | None = None) -> None:
+        """Write the file, if there is one; `partial`: why that is not all."""
+        if self._file is not None:
+            self.write(self._file, partial=partial)
+
+    def say_machine(self) -> None:
+        said = self.machine
+        self.say(
+            f"{said['cpu']}, {said['cores']} cores, {said['memory_gb']} GB, load {said['load']}"
+        )
+        if device := said.get("device"):
+            self.say(f"device: {device}")
+        self.say(", ".join(f"{name} {version}" for name, version in self._versions.items()))
 
     def say(self, line: str = "") -> None:
         print(line, flush=True)
@@ -54,10 +81,14 @@ class Report:
             self.say("  ".join([first, *others]).rstrip())
         self.say()
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, partial: str | None = None) -> None:
         results = [_rounded(figure._asdict()) for figure in self.figures]
-        said = {"machine": machine(), "versions": versions(), "results": results}
-        path.write_text(json.dumps(said, indent=1) + "\n")
+        said = {"machine": self.machine, "versions": self._versions, "results": results}
+        if partial is not None:
+            said = {"partial": partial, **said}
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(json.dumps(said, indent=1) + "\n")
+        beside.replace(path)
 
 
 def machine() -> dict[str, Any]:

@@ -5,6 +5,7 @@ The key of a record is its number; number `n` lies in partition `n % PARTITIONS`
 """
 
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from worker.local.stack import Stack
 
 _ANSWER_S = 20.0
 _READ_S = 60.0
+_GAP = re.compile(r"^darkroom_switch_gap_seconds\{.*\} (\S+)$", re.MULTILINE)
 
 Batch = tuple[str, str, float, float, int]
 """Worker, version, milliseconds of the run and of the heads, rows: rows of one have all of it in
@@ -188,3 +190,9 @@ def ages_ms(
         for number, at_s in enumerate(due_s, start=first)
         if number in stamps and any(begin <= at_s * 1e3 <= end for begin, end in spans_ms)
     ]
+
+
+def gap_of(metrics: str) -> float | None:
+    """Read the last switch's gap off a worker's metrics; None: there was none yet."""
+    found = _GAP.search(metrics)
+    return None if found is None else float(found[1])

@@ -5,16 +5,15 @@
 
 import argparse
 import itertools
+import math
 import os
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from benchmarks import tell_swaps
 from benchmarks.commanded import (
@@ -32,8 +31,9 @@ from benchmarks.commanded import (
     run_of,
     squeezenet,
 )
+from benchmarks.ending import Ended, ending
 from benchmarks.ratios import steady_rate
-from benchmarks.report import Report, busy_s, machine, versions
+from benchmarks.report import Report, busy_s
 from benchmarks.served import ages_ms, batch_interval_ms, gaps_ms, last_before
 from benchmarks.tell_swaps import Pair, Swapped
 from worker.errors import DarkroomError
@@ -65,8 +65,10 @@ class Effort(NamedTuple):
     """No swap begins after so long; what is under way is finished."""
 
 
+_STRETCH = 20
+"""Swaps that are worth a steady stretch beside them."""
 FULL = {
-    "digits": Effort(200, 10, 15.0, 8.0, 40, 20, 480.0),
+    "digits": Effort(200, 10, 8.0, 8.0, 40, 20, 480.0),
     "squeezenet": Effort(24, 4, 15.0, 10.0, 12, 0, 240.0),
 }
 QUICK = {
@@ -80,7 +82,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few swaps, in about 2 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--case", choices=tuple(FULL), help="one case only")
-    parser.add_argument("--swaps", type=int, metavar="N", help="of the digits, under load")
+    parser.add_argument(
+        "--swaps", type=int, metavar="N", help="of the digits, under load; all else in proportion"
+    )
     asked = parser.parse_args(given)
     if asked.swaps is not None and asked.swaps < 2:
         parser.error("--swaps: at least 2: memory is compared to that after the first")
@@ -89,9 +93,15 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def effort_of(asked: argparse.Namespace, key: str) -> Effort:
     effort = (QUICK if asked.quick else FULL)[key]
-    if key == "digits" and asked.swaps is not None:
-        effort = effort._replace(swaps=asked.swaps, pairs=min(effort.pairs, asked.swaps - 1))
-    return effort
+    if key != "digits" or asked.swaps is None:
+        return effort
+    share = min(1.0, asked.swaps / effort.swaps)
+    return effort._replace(
+        swaps=asked.swaps,
+        pairs=min(effort.pairs, max(1, asked.swaps // _STRETCH)),
+        switches=2 * math.ceil(share * effort.switches / 2),
+        deaf=math.ceil(share * effort.deaf),
+    )
 
 
 def divided(count: int, parts: int) -> list[int]:
@@ -102,23 +112,24 @@ def divided(count: int, parts: int) -> list[int]:
 
 def main() -> int:
     asked = arguments(sys.argv[1:])
-    signal.signal(signal.SIGTERM, _asked_to_end)
-    report = Report()
-    said = machine()
-    report.say(f"{said['cpu']}, {said['cores']} cores, {said['memory_gb']} GB, load {said['load']}")
-    report.say(", ".join(f"{name} {version}" for name, version in versions().items()))
+    report = Report(asked.json)
+    report.say_machine()
     whole = True
     with (
+        ending(report),
         tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder,
         running(StackSpec(data=Path(folder), topics=())) as stack,
     ):
         for key, make in _cases(report, only=asked.case):
             with run_of(stack, Path(folder) / key, make, report.say) as run:
-                found = measure(run, effort_of(asked, key), report.say)
+                found = Swapped(run.setup.key)
+                try:
+                    measure(run, found, effort_of(asked, key), report.say)
+                except Ended:
+                    tell_swaps.all_of(found, report)
+                    raise
                 tell_swaps.all_of(found, report)
             whole = whole and not any(found.wrong.values())
-    if asked.json:
-        report.write(asked.json)
     return 0 if whole else 1
 
 
@@ -134,13 +145,13 @@ def _cases(report: Report, *, only: str | None) -> list[tuple[str, Callable[[Pat
     return [(key, make) for key, make in cases.items() if only in (None, key)]
 
 
-def measure(run: Run, effort: Effort, say: Callable[[str], None]) -> Swapped:
-    """Measure one fleet."""
+def measure(run: Run, found: Swapped, effort: Effort, say: Callable[[str], None]) -> None:
+    """Measure one fleet; what is found is filled as stretches end."""
     began_s, before_s, ours_s = time.monotonic(), busy_s(), run.cpu_s()
     steps = cycle()
     drained = run.backlog(seconds=effort.drain_s)
     stamps = [row.stamp_ms for row in drained.rows]
-    found = Swapped(run.setup.key, steady_rate(stamps), batch_interval_ms(drained.rows))
+    found.drained, found.interval_ms = steady_rate(stamps), batch_interval_ms(drained.rows)
     found.rate = LOAD_SHARE * found.drained
     say(f"  drains {found.drained:,.0f}/s; {LOAD_SHARE:.0%} of it is sent: {found.rate:,.0f}/s")
     first = run.at_rate(found.rate, seed=0, steps=list(itertools.islice(steps, 1)))
@@ -170,7 +181,6 @@ def measure(run: Run, effort: Effort, say: Callable[[str], None]) -> Swapped:
     elapsed_s = time.monotonic() - began_s
     others_s = busy_s() - before_s - (run.cpu_s() - ours_s)
     found.others = max(0.0, others_s / elapsed_s / cores())
-    return found
 
 
 def _pair(found: Swapped, run: Run, number: int, steady_s: float, steps: Iterator[Step]) -> None:
@@ -246,10 +256,6 @@ def _wrong(run: Run) -> dict[str, int]:
         "batches with two versions": account.torn,
         "results of a version that was not allowed": account.forbidden(run.fleet.allowed()),
     }
-
-
-def _asked_to_end(number: int, _: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -39,15 +39,15 @@ class Swapped:
     """What one fleet showed; it is filled as it is measured."""
 
     key: str
-    drained: float
+    drained: float = 0.0
     """Records a second."""
-    interval_ms: float
+    interval_ms: float = 0.0
     """Between two batches of a worker, under backlog and without swaps."""
     rate: float = 0.0
     swaps: int = 0
     loads: int = 0
-    others: float = 0.0
-    """Share of the machine that other processes took."""
+    others: float | None = None
+    """Share of the machine that other processes took; it is known at the end."""
     wrong: dict[str, int] = field(default_factory=dict)
     switch_ms: list[float] = field(default_factory=list)
     outside_ms: list[int] = field(default_factory=list)
@@ -102,29 +102,40 @@ def lines_of(found: Swapped) -> list[Line]:
 
 
 def all_of(found: Swapped, report: Report) -> None:
+    """Tell what was found, or what of it there is: nothing before the drain."""
+    if not found.drained:
+        return
     report.say()
     _wrong(found, report)
     _quantities(found, report)
-    _memory(found, report)
-    _ages(found, report)
+    if found.resident_mb:
+        _memory(found, report)
+    if found.pairs:
+        _ages(found, report)
     key = found.key
     report.add(
         Figure(key, "drain", found.drained, "records/s"),
         Figure(key, "sent", found.rate, "records/s", "drain", found.rate / found.drained),
         Figure(key, "swaps", found.swaps, "swaps"),
         Figure(key, "between two batches of a worker, no swaps", found.interval_ms, "ms"),
-        Figure(key, "share of the machine, others", found.others, "share"),
     )
     report.say(f"between two batches of a worker, under backlog: {found.interval_ms:.1f} ms")
-    quiet = "quiet" if found.others < _QUIET else "not quiet"
-    report.say(f"the machine was {quiet}: others took {found.others:.0%} of it\n")
+    if found.others is not None:
+        report.add(Figure(key, "share of the machine, others", found.others, "share"))
+        quiet = "quiet" if found.others < _QUIET else "not quiet"
+        report.say(f"the machine was {quiet}: others took {found.others:.0%} of it")
+    report.say()
 
 
 def _wrong(found: Swapped, report: Report) -> None:
-    report.table(
-        (f"{found.swaps} swaps", "count", "target", "met"),
-        [(what, count, 0, _met(met=not count)) for what, count in found.wrong.items()],
-    )
+    rows = [(what, count, 0, _met(met=not count)) for what, count in found.wrong.items()]
+    if rows:
+        report.table((f"{found.swaps} swaps", "count", "target", "met"), rows)
+    else:
+        report.say(
+            f"{found.swaps} swaps; what was lost, repeated or mixed is counted at the end: it was"
+            " not reached\n"
+        )
     report.add(
         *(Figure(found.key, w, count, "count", "target 0") for w, count in found.wrong.items())
     )
@@ -147,7 +158,8 @@ def _quantities(found: Swapped, report: Report) -> None:
             ratio = None if aimed is None else value / aimed
             report.add(Figure(found.key, f"{what}, {name}", value, unit, baseline, ratio))
         report.add(Figure(found.key, f"{what}, count", whole.number, "measurements"))
-    report.table(_HEAD, rows)
+    if rows:
+        report.table(_HEAD, rows)
 
 
 def _memory(found: Swapped, report: Report) -> None:

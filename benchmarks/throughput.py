@@ -5,17 +5,15 @@
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from benchmarks import tell
 from benchmarks.cases import Case, demo_digits, photographs, shifted_digits
-from benchmarks.report import Report, machine, versions
+from benchmarks.ending import ending
+from benchmarks.report import Report
 from benchmarks.runs import Effort, Runs, runs_of
 from worker.errors import DarkroomError
 from worker.local.spec import StackSpec
@@ -48,22 +46,17 @@ def effort_of(asked: argparse.Namespace, case: Case) -> Effort:
 
 def main() -> int:
     asked = arguments(sys.argv[1:])
-    signal.signal(signal.SIGTERM, asked_to_end)
-    report = Report()
-    said = machine()
-    report.say(f"{said['cpu']}, {said['cores']} cores, {said['memory_gb']} GB, load {said['load']}")
-    report.say(", ".join(f"{name} {version}" for name, version in versions().items()))
+    report = Report(asked.json)
+    report.say_machine()
     parts = asked.part or PARTS
     whole = True
-    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
+    with ending(report), tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
         cases = cases_of(Path(folder) / "models", report, only=asked.case)
         with running(StackSpec(data=Path(folder), redis=False, topics=())) as stack:
             for case in cases:
                 report.say(f"\n({case.key}) {case.title}")
                 with runs_of(stack, case, effort_of(asked, case), report.say) as runs:
                     whole = _measure(runs, parts, report) and whole
-    if asked.json:
-        report.write(asked.json)
     return 0 if whole else 1
 
 
@@ -97,10 +90,6 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
-
-
-def asked_to_end(number: int, _: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

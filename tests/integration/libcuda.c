@@ -4,8 +4,10 @@
  * STUB_CUINIT   what cuInit answers
  * STUB_HANG     cuInit never returns
  * STUB_CRASH    cuDeviceGetCount is a segmentation fault
+ * STUB_FAULT    what cuCtxSynchronize answers after a kernel was launched
  * An empty CUDA_VISIBLE_DEVICES hides all, as the real one does.
  */
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,3 +67,43 @@ int cuGetErrorString(int code, const char **text) {
     *text = code == 100 ? "no CUDA-capable device is detected" : NULL;
     return *text ? 0 : 1;
 }
+
+/* A context, a module of one kernel, and one launch of it: each call wants what the one before gave. */
+static char context, module, kernel;
+static void *current;
+static const char *source;
+static int launched;
+
+int cuDevicePrimaryCtxRetain(void **given, int device) {
+    *given = &context;
+    return device < number("STUB_DEVICES") ? 0 : 101;
+}
+
+int cuCtxSetCurrent(void *given) {
+    current = given;
+    return given == &context ? 0 : 201;
+}
+
+int cuModuleLoadData(void **given, const void *image) {
+    source = image;
+    *given = &module;
+    return current ? 0 : 201;
+}
+
+int cuModuleGetFunction(void **given, void *in, const char *name) {
+    char entry[64];
+    snprintf(entry, sizeof entry, ".visible .entry %s(", name);
+    *given = &kernel;
+    return in == &module && strstr(source, entry) ? 0 : 500;
+}
+
+int cuLaunchKernel(void *of, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared_bytes, void *stream, void **parameters,
+                   void **extra) {
+    if (of != &kernel || gx * gy * gz != 1 || bx * by * bz != 1) return 400;
+    if (shared_bytes || stream || extra || *(uint64_t *)parameters[0]) return 1;
+    launched = 1;
+    return 0;
+}
+
+int cuCtxSynchronize(void) { return launched ? number("STUB_FAULT") : 0; }

@@ -142,3 +142,27 @@ def test_a_worker_gives_its_engine_the_chosen_gpu(stub: Stub, tmp_path: Path) ->
     assert told.returncode == 0, told.stderr + told.stdout
     (fact,) = json.loads(told.stdout)
     assert (fact["provider"], fact["fallback"]) == ("CPUExecutionProvider", True)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"STUB_DEVICES": "1", "STUB_FAULT": "700"}, ""),
+        ({"STUB_DEVICES": "1"}, "the kernel wrote, and cuCtxSynchronize answers 0"),
+        ({}, "cuDeviceGet answers 101"),
+        ({"STUB_CUINIT": "999"}, "cuInit answers 999"),
+    ],
+)
+def test_a_fault_of_the_gpu_is_one_when_the_driver_says_so_after_a_kernel(
+    told: dict[str, str], said: str, stub: Stub
+) -> None:
+    code = (
+        "from worker.protocol.failpoints import Failpoint, Failpoints\n"
+        "Failpoints('before_run=gpu-fault').hit(Failpoint.BEFORE_RUN)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=stub(**told), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == bool(said)
+    assert said in ended.stderr

@@ -5,9 +5,10 @@ before_run after_run after_send before_commit. Actions: `kill` (SIGKILL of the p
 it: what the kernel does to one that is out of memory), `abort`, `segfault`, `hang` (that thread
 sleeps for ever), `freeze` (it sleeps and holds the interpreter: no thread of Python goes on),
 `spin` (it never ends and keeps a core busy), `allocate` (it takes memory, and fills it, until the
-kernel or a limit ends that; a gigabyte at most), `raise`. MARK: act only for data that contain
-these bytes (an image, a key); without it always. FILE: act once, while there is such a file; it is
-removed first, so that the next process does not meet it again.
+kernel or a limit ends that; a gigabyte at most), `gpu-fault` (a kernel on the GPU writes where no
+memory is: `gpu_fault.py`), `raise`. MARK: act only for data that contain these bytes (an image, a
+key); without it always. FILE: act once, while there is such a file; it is removed first, so that
+the next process does not meet it again.
 """
 
 import ctypes
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
+
+from worker.protocol.gpu_fault import write_astray
 
 Buffer = bytes | bytearray | memoryview
 
@@ -75,6 +78,7 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "freeze": _freeze,
     "spin": _spin,
     "allocate": _allocate,
+    "gpu-fault": write_astray,
     "raise": _raise,
 }
 

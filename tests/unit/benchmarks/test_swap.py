@@ -2,17 +2,40 @@
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
 import pytest
 
-from benchmarks.commanded import IN_TURN, LOAD, ROLLBACK, WARM, Change, cycle, gap_of
+from benchmarks.commanded import (
+    IN_TURN,
+    LOAD,
+    ROLLBACK,
+    WARM,
+    Change,
+    Commanded,
+    Run,
+    Step,
+    Stopped,
+    cycle,
+)
+from benchmarks.ending import Ended
 from benchmarks.report import Report
-from benchmarks.served import Account, Row, ages_ms, batch_interval_ms, gaps_ms, last_before, row
+from benchmarks.served import (
+    Account,
+    Row,
+    ages_ms,
+    batch_interval_ms,
+    gap_of,
+    gaps_ms,
+    last_before,
+    row,
+)
 from benchmarks.swap import FULL, arguments, besides_loads, divided, effort_of
 from benchmarks.tell_swaps import AT_ONCE, SWAPS, Pair, Several, Swapped, all_of, several
 
@@ -54,20 +77,22 @@ def test_help_names_every_option_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "swaps", "pairs"),
+    ("given", "swaps", "pairs", "switches", "deaf"),
     [
-        ([], 200, 10),
-        (["--quick"], 10, 1),
-        (["--swaps", "50"], 50, 10),
-        (["--swaps", "3"], 3, 2),
-        (["--quick", "--swaps", "20"], 20, 1),
+        ([], 200, 10, 40, 20),
+        (["--quick"], 10, 1, 4, 2),
+        (["--swaps", "50"], 50, 2, 10, 5),
+        (["--swaps", "3"], 3, 1, 2, 1),
+        (["--swaps", "400"], 400, 10, 40, 20),
+        (["--quick", "--swaps", "20"], 20, 1, 4, 2),
     ],
 )
-def test_two_hundred_swaps_or_ten_and_what_is_asked_for_wins(
-    given: list[str], swaps: int, pairs: int
+def test_two_hundred_swaps_or_ten_and_what_is_asked_for_wins_all_else_in_proportion(
+    given: list[str], swaps: int, pairs: int, switches: int, deaf: int
 ) -> None:
     effort = effort_of(arguments(given), "digits")
-    assert (effort.swaps, effort.pairs) == (swaps, pairs)
+    told = (effort.swaps, effort.pairs, effort.switches, effort.deaf)
+    assert told == (swaps, pairs, switches, deaf)
 
 
 def test_one_swap_is_refused_because_nothing_can_be_compared_to_it(
@@ -80,6 +105,8 @@ def test_one_swap_is_refused_because_nothing_can_be_compared_to_it(
 
 def test_switches_under_backlog_come_back_to_where_the_cycle_was() -> None:
     assert all(effort.switches % 2 == 0 for effort in FULL.values())
+    asked = [arguments(["--swaps", str(number)]) for number in range(2, 60)]
+    assert all(effort_of(each, "digits").switches % 2 == 0 for each in asked)
 
 
 def test_every_third_swap_loads_a_version_that_is_not_held_at_once_and_in_turn() -> None:
@@ -230,3 +257,37 @@ def test_targets_stand_beside_what_is_measured(
     assert lines["rollback: written to last result of the old"] == "yes"
     assert lines["at the end"] == "yes"
     assert lines[SWAPS] == "NO"
+
+
+def test_what_was_measured_of_a_fleet_is_told_though_it_did_not_come_to_its_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found, report = Swapped("digits"), Report()
+    all_of(found, report)
+    assert not report.figures
+    found.drained, found.rate, found.swaps = 1000.0, 400.0, 1
+    found.nudge_ms = [40]
+    all_of(found, report)
+    told = {figure.metric for figure in report.figures}
+    assert {"drain", "swaps", "convergence by nudge, version warm, p99"} <= told
+    assert not any("record age" in metric or "others" in metric for metric in told)
+    assert "counted at the end: it was not reached" in capsys.readouterr().out
+
+
+def test_swaps_under_way_stop_when_the_benchmark_is_asked_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run.__new__(Run)
+    fleet = run.fleet = Commanded.__new__(Commanded)
+    fleet.stopped = threading.Event()
+    heard: list[bool] = []
+
+    def swap(*_: object) -> list[Change]:
+        heard.append(fleet.stopped.wait(10))
+        raise Stopped
+
+    monkeypatch.setattr(fleet, "swap", swap)
+    monkeypatch.setattr(run, "_done", list)
+    with pytest.raises(Ended), run._swapping([Step(ROLLBACK, None)], tuple):
+        raise Ended(signal.SIGTERM)
+    assert heard == [True]

@@ -1,3 +1,4 @@
+import os
 import select
 import subprocess
 import sys
@@ -58,6 +59,19 @@ def test_a_deadly_failpoint_ends_the_process_that_meets_it(action: str, signal: 
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert ended.returncode == -signal
+
+
+def test_a_fault_of_a_gpu_that_cannot_be_made_says_why() -> None:
+    program = (
+        "from worker.protocol.failpoints import Failpoint, Failpoints\n"
+        "Failpoints('before_run=gpu-fault').hit(Failpoint.BEFORE_RUN)\n"
+    )
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=hidden, capture_output=True, check=False
+    )
+    last = ended.stderr.decode().splitlines()[-1]
+    assert last.startswith("RuntimeError: failpoint: gpu-fault: ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory has no such limit")
