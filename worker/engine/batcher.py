@@ -66,7 +66,7 @@ class Wait(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Closed, and nothing is left that another lane does not hold."""
+    """Closed, and nothing is left that another lane does not hold; or abandoned."""
 
 
 class Role(Enum):
@@ -95,6 +95,7 @@ class Batcher(Generic[J]):
         self._rows: deque[tuple[J, float]] = deque()
         self._suspects: deque[J] = deque()
         self._closed = False
+        self._abandoned = False
         self._decoding = 0
         """Groups that lanes have been told to decode and have not told the end of."""
 
@@ -136,14 +137,20 @@ class Batcher(Generic[J]):
         """Nothing more will be added: stop waiting for company, and stop when all is done."""
         self._closed = True
 
-    def clear(self) -> None:
-        """Forget all jobs that no lane holds: nobody waits for their outcomes any more."""
+    def abandon(self) -> None:
+        """Forget all jobs, and stop every lane that asks, whatever others hold or give back.
+
+        Nobody waits for outcomes any more; a lane that broke never says what came of its group.
+        """
+        self._abandoned = True
         self._pending.clear()
         self._rows.clear()
         self._suspects.clear()
 
     def next(self, now_s: float, *, role: Role = Role.ANY) -> Run[J] | Decode[J] | Wait | Stop:
         """Return what the lane that asks must do; what it names is that lane's from now on."""
+        if self._abandoned:
+            return Stop()
         match role:
             case Role.ANY:
                 return self._next(now_s)

@@ -216,8 +216,8 @@ class _Host:
     def _lane(self, number: int, role: Role) -> None:
         try:
             Lane(number, self._floor, role=role).work()
-        except OSError:  # the worker has gone while this lane was sending; `receive` sees it too
-            return
+        except OSError:  # the worker has gone while this lane was sending
+            self._channel.hang_up()  # so that `receive` sees it too
         except DeviceError as error:
             for lane in range(len(self._lanes)):  # what the others are at is not suspected either
                 self._floor.page.idle(lane)

@@ -71,8 +71,16 @@ class Lane:
     def work(self) -> None:
         """Do what the batcher says until it says stop.
 
-        Raises OSError when the worker has gone, and DeviceError when the engine cannot go on.
+        Raises OSError when the worker has gone, and DeviceError when the engine cannot go on. Then
+        it is over for the other lanes too: none must wait for what this one held.
         """
+        try:
+            self._work()
+        except BaseException:
+            self._floor.queue.abandon()
+            raise
+
+    def _work(self) -> None:
         queue, role = self._floor.queue, self._role
         action = queue.take(role=role)
         while not isinstance(action, Stop):

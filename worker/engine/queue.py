@@ -60,10 +60,9 @@ class Queue:
             self._wake_all()
 
     def abandon(self) -> None:
-        """Forget all and stop: the worker has gone."""
+        """Forget all, and let every lane stop: the worker has gone, or a lane broke."""
         with self._lock:
-            self._batcher.clear()
-            self._batcher.close()
+            self._batcher.abandon()
             self._wake_all()
 
     def put_back(self, works: Sequence[Work]) -> None:

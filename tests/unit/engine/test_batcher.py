@@ -151,11 +151,17 @@ def test_a_closed_batcher_waits_for_no_company_and_stops_when_it_is_empty() -> N
     assert batcher.next(0.0) == Stop()
 
 
-def test_a_cleared_batcher_knows_nobody_any_more() -> None:
-    batcher = batcher_with(pending=ONE_PENDING, rows=[Job(0), Job(1, alone=True)])
-    batcher.clear()
+@pytest.mark.parametrize("role", Role)
+def test_an_abandoned_batcher_stops_every_lane_whatever_others_hold_or_give_back(
+    role: Role,
+) -> None:
+    batcher = batcher_with(pending=jobs(10, 11), rows=[Job(0), Job(1, alone=True)])
+    assert batcher.next(0.0, role=Role.DECODE) == Decode(jobs(10))
+    batcher.abandon()
     assert len(batcher) == 0
-    assert batcher.next(1.0) == Wait(None)
+    assert batcher.next(1.0, role=role) == Stop()
+    batcher.put_back(jobs(10))
+    assert batcher.next(1.0, role=role) == Stop()
 
 
 @pytest.mark.parametrize(
