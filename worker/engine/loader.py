@@ -242,11 +242,15 @@ def _rows_mix(model: Model, batch: Array) -> bool:
 
 
 def sizing_of(
-    model: Model, limits: Limits, *, tell: Callable[[Bounds], None] = lambda _: None
+    model: Model,
+    limits: Limits,
+    *,
+    tell: Callable[[Bounds], None] = lambda _: None,
+    warmed: Callable[[], None] = lambda: None,
 ) -> Sizing:
     """Return what chooses the bounds of a model's batches, and warms them with its sample."""
     warm = partial(_seconds_of, model)
-    return Sizing(model.costs, limits, allowed=model.cap, warm=warm, tell=tell)
+    return Sizing(model.costs, limits, allowed=model.cap, warm=warm, tell=tell, warmed=warmed)
 
 
 def _costs(session: Session, agreement: Agreement, *, staged: bool) -> Costs:
