@@ -59,6 +59,14 @@ class Decode(NamedTuple, Generic[J]):
     jobs: Sequence[J]
 
 
+class Decoded(NamedTuple, Generic[J]):
+    """What came of a group that a lane was told to decode."""
+
+    rows: Sequence[J]
+    begun: int
+    """Jobs of the group that were not put back."""
+
+
 class Wait(NamedTuple):
     """Nothing to do until then (for ever: None), or until something is told to the batcher."""
 
@@ -86,7 +94,9 @@ class Batcher(Generic[J]):
     waited for: an idle lane is worth more than a fuller batch.
 
     Where lanes have roles the same rule is asked for half of it; those that decode then stop at a
-    batch of rows that nobody has begun to run.
+    batch of rows that nobody has begun to run. Groups that are being decoded count as rows; single
+    pictures do not, for each lane may always be at one: so there are less rows than a batch and as
+    many more as lanes.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -98,6 +108,8 @@ class Batcher(Generic[J]):
         self._abandoned = False
         self._decoding = 0
         """Groups that lanes have been told to decode and have not told the end of."""
+        self._coming = 0
+        """Jobs of these groups."""
 
     def __len__(self) -> int:
         """Jobs that no lane holds."""
@@ -109,12 +121,14 @@ class Batcher(Generic[J]):
 
     def put_back(self, jobs: Sequence[J]) -> None:
         """Take jobs back that a lane was told to decode and did not begin; first in line again."""
+        self._coming -= len(jobs)
         self._pending.extendleft(reversed(jobs))
 
-    def ready(self, jobs: Iterable[J], now_s: float) -> None:
-        """Take in rows: what came of a group that a lane was told to decode."""
+    def ready(self, decoded: Decoded[J], now_s: float) -> None:
+        """Take in rows."""
         self._decoding -= 1
-        for job in jobs:
+        self._coming -= decoded.begun
+        for job in decoded.rows:
             if job.alone:
                 self._suspects.append(job)
             else:
@@ -177,9 +191,10 @@ class Batcher(Generic[J]):
         return Wait(due_s)
 
     def _next_group(self) -> Decode[J] | Wait | Stop:
-        cap = self.bounds.cap
-        if self._pending and len(self._rows) < cap:
-            return self._decode(cap)
+        cap, rows = self.bounds.cap, len(self._rows) + len(self._suspects)
+        single = self._coming == self._decoding
+        if self._pending and rows < cap and (single or rows + self._coming < cap):
+            return self._decode(cap - self._coming)
         return Stop() if self._closed and not self._pending else Wait(None)
 
     def _next_batch(self, now_s: float) -> Run[J] | Wait | Stop:
@@ -195,8 +210,10 @@ class Batcher(Generic[J]):
         return Stop() if ended else Wait(None)
 
     def _decode(self, cap: int) -> Decode[J]:
+        group = self._group(max(1, cap - len(self._rows)))
         self._decoding += 1
-        return Decode(self._group(max(1, cap - len(self._rows))))
+        self._coming += len(group)
+        return Decode(group)
 
     def _run(self, cap: int) -> Run[J]:
         many = min(cap, len(self._rows))
