@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.gpu_cases import Version, row
+from worker.engine.batcher import Decoded
 from worker.engine.host import roles_of, rows_of
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model, sizing_of
@@ -125,12 +126,12 @@ class _Decoded(Lane):
         super().__init__(number, floor, role=role)
         self._image = image
 
-    def _decode(self, group: Any) -> list[Work]:
+    def _decode(self, group: Any) -> Decoded[Work]:
         for work in group:
             work.image_hwc = self._image
             work.height_px, work.width_px = self._image.shape[:2]
             self._write(work)
-        return list(group)
+        return Decoded(group, len(group))
 
 
 class _Feed:

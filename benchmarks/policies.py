@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from worker.engine.batcher import Batcher, Bounds, Decode, Run, Stop
+from worker.engine.batcher import Batcher, Bounds, Decode, Decoded, Run, Stop
 from worker.engine.costs import Costs
 from worker.engine.sizing import Sizing
 from worker.inference.window import Window
@@ -92,7 +92,7 @@ class Darkroom:
             self._sizing.behind(self._window.seconds(len(self._waiting)))
             match self._batcher.next(now_s):
                 case Decode(jobs):
-                    self._batcher.ready(jobs, now_s)
+                    self._batcher.ready(Decoded(jobs, len(jobs)), now_s)
                 case Run(jobs):
                     return [job.at_s for job in jobs]
                 case Stop():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.engines import DEADLINE_S, Engine, load
 from tests.unit.engine import graphs
-from tests.unit.engine.test_recovery import Device
+from tests.unit.engine.scripted import Device
 from worker.engine import host
 from worker.engine.devices import cuda_problem
 from worker.engine.providers import CUDA

@@ -59,6 +59,14 @@ class Decode(NamedTuple, Generic[J]):
     jobs: Sequence[J]
 
 
+class Decoded(NamedTuple, Generic[J]):
+    """What came of a group that a lane was told to decode."""
+
+    rows: Sequence[J]
+    begun: int
+    """Jobs of the group that were not put back."""
+
+
 class Wait(NamedTuple):
     """Nothing to do until then (for ever: None), or until something is told to the batcher."""
 
@@ -66,7 +74,7 @@ class Wait(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Closed, and nothing is left that another lane does not hold."""
+    """Closed, and nothing is left that another lane does not hold; or abandoned."""
 
 
 class Role(Enum):
@@ -86,7 +94,9 @@ class Batcher(Generic[J]):
     waited for: an idle lane is worth more than a fuller batch.
 
     Where lanes have roles the same rule is asked for half of it; those that decode then stop at a
-    batch of rows that nobody has begun to run.
+    batch of rows that nobody has begun to run. Groups that are being decoded count as rows; single
+    pictures do not, for each lane may always be at one: so there are less rows than a batch and as
+    many more as lanes.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -95,8 +105,11 @@ class Batcher(Generic[J]):
         self._rows: deque[tuple[J, float]] = deque()
         self._suspects: deque[J] = deque()
         self._closed = False
+        self._abandoned = False
         self._decoding = 0
         """Groups that lanes have been told to decode and have not told the end of."""
+        self._coming = 0
+        """Jobs of these groups."""
 
     def __len__(self) -> int:
         """Jobs that no lane holds."""
@@ -108,12 +121,14 @@ class Batcher(Generic[J]):
 
     def put_back(self, jobs: Sequence[J]) -> None:
         """Take jobs back that a lane was told to decode and did not begin; first in line again."""
+        self._coming -= len(jobs)
         self._pending.extendleft(reversed(jobs))
 
-    def ready(self, jobs: Iterable[J], now_s: float) -> None:
-        """Take in rows: what came of a group that a lane was told to decode."""
+    def ready(self, decoded: Decoded[J], now_s: float) -> None:
+        """Take in rows."""
         self._decoding -= 1
-        for job in jobs:
+        self._coming -= decoded.begun
+        for job in decoded.rows:
             if job.alone:
                 self._suspects.append(job)
             else:
@@ -136,14 +151,20 @@ class Batcher(Generic[J]):
         """Nothing more will be added: stop waiting for company, and stop when all is done."""
         self._closed = True
 
-    def clear(self) -> None:
-        """Forget all jobs that no lane holds: nobody waits for their outcomes any more."""
+    def abandon(self) -> None:
+        """Forget all jobs, and stop every lane that asks, whatever others hold or give back.
+
+        Nobody waits for outcomes any more; a lane that broke never says what came of its group.
+        """
+        self._abandoned = True
         self._pending.clear()
         self._rows.clear()
         self._suspects.clear()
 
     def next(self, now_s: float, *, role: Role = Role.ANY) -> Run[J] | Decode[J] | Wait | Stop:
         """Return what the lane that asks must do; what it names is that lane's from now on."""
+        if self._abandoned:
+            return Stop()
         match role:
             case Role.ANY:
                 return self._next(now_s)
@@ -170,9 +191,10 @@ class Batcher(Generic[J]):
         return Wait(due_s)
 
     def _next_group(self) -> Decode[J] | Wait | Stop:
-        cap = self.bounds.cap
-        if self._pending and len(self._rows) < cap:
-            return self._decode(cap)
+        cap, rows = self.bounds.cap, len(self._rows) + len(self._suspects)
+        single = self._coming == self._decoding
+        if self._pending and rows < cap and (single or rows + self._coming < cap):
+            return self._decode(cap - self._coming)
         return Stop() if self._closed and not self._pending else Wait(None)
 
     def _next_batch(self, now_s: float) -> Run[J] | Wait | Stop:
@@ -188,8 +210,10 @@ class Batcher(Generic[J]):
         return Stop() if ended else Wait(None)
 
     def _decode(self, cap: int) -> Decode[J]:
+        group = self._group(max(1, cap - len(self._rows)))
         self._decoding += 1
-        return Decode(self._group(max(1, cap - len(self._rows))))
+        self._coming += len(group)
+        return Decode(group)
 
     def _run(self, cap: int) -> Run[J]:
         many = min(cap, len(self._rows))

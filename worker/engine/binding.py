@@ -38,6 +38,8 @@ class Bound:
         self._memory = _pinned() if provider in STAGED else None
         self._turn = threading.Lock()
         self._last = threading.local()
+        if self._memory is not None:
+            self.allocate((1,), np.uint8)  # now it is known whether it can be had
 
     @property
     def pinned(self) -> bool:
@@ -58,11 +60,21 @@ class Bound:
         Raises one of session.RUN_ERRORS.
         """
         binding = self._session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        for name in outputs:
-            binding.bind_output(name, "cpu")
-        binding.synchronize_inputs()
+        try:
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            for name in outputs:
+                binding.bind_output(name, "cpu")
+            binding.synchronize_inputs()
+            self._take_turn(binding, stages)
+            if stages:
+                stages.enter(Stage.COPY_OUT)
+            return [np.asarray(array) for array in binding.copy_outputs_to_cpu()]
+        finally:  # an error that is being answered still has this frame
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+
+    def _take_turn(self, binding: ort.IOBinding, stages: Stages | None) -> None:
         asked_s = time.monotonic()
         if stages:
             stages.enter(Stage.WAITING)
@@ -71,9 +83,6 @@ class Bound:
                 stages.enter(Stage.KERNELS)
             self._last.waited_s = time.monotonic() - asked_s
             self._session.run_with_iobinding(binding)
-        if stages:
-            stages.enter(Stage.COPY_OUT)
-        return [np.asarray(array) for array in binding.copy_outputs_to_cpu()]
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return memory for a batch, its content undefined: pinned where it can be had."""

@@ -123,7 +123,7 @@ def _refusal(error: Exception, load: Load) -> LoadFailed:
 class _Host:
     def __init__(self, channel: Channel, page: Page, model: Model, load: Load) -> None:
         self._channel = channel
-        self._sizing = sizing_of(model, load.limits, tell=self._bound)
+        self._sizing = sizing_of(model, load.limits, tell=self._bound, warmed=self._tell_sizes)
         self._queue = Queue(self._sizing.bounds)
         self._floor = Floor(
             model=model,
@@ -188,7 +188,6 @@ class _Host:
 
     def _bound(self, bounds: Bounds) -> None:
         self._floor.rows.cap = self._sizing.most
-        self._tell_sizes()
         self._queue.bound(bounds)
 
     def _tell_sizes(self) -> None:
@@ -216,8 +215,8 @@ class _Host:
     def _lane(self, number: int, role: Role) -> None:
         try:
             Lane(number, self._floor, role=role).work()
-        except OSError:  # the worker has gone while this lane was sending; `receive` sees it too
-            return
+        except OSError:  # the worker has gone while this lane was sending
+            self._channel.hang_up()  # so that `receive` sees it too
         except DeviceError as error:
             for lane in range(len(self._lanes)):  # what the others are at is not suspected either
                 self._floor.page.idle(lane)

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from worker.engine.batcher import Decode, Role, Stop
+from worker.engine.batcher import Decode, Decoded, Role, Stop
 from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
 from worker.engine.recovery import Recovery, not_finite, outcomes_of
@@ -71,21 +71,29 @@ class Lane:
     def work(self) -> None:
         """Do what the batcher says until it says stop.
 
-        Raises OSError when the worker has gone, and DeviceError when the engine cannot go on.
+        Raises OSError when the worker has gone, and DeviceError when the engine cannot go on. Then
+        it is over for the other lanes too: none must wait for what this one held.
         """
+        try:
+            self._work()
+        except BaseException:
+            self._floor.queue.abandon()
+            raise
+
+    def _work(self) -> None:
         queue, role = self._floor.queue, self._role
         action = queue.take(role=role)
         while not isinstance(action, Stop):
-            ready: Sequence[Work] | None = None
+            decoded: Decoded[Work] | None = None
             if isinstance(action, Decode):
-                ready = self._decode(action.jobs)
+                decoded = self._decode(action.jobs)
             else:
                 self._run(list(action.rows))
             if stages := self._floor.stages:
                 stages.enter(Stage.WAITING)
-            action = queue.take(role=role, ready=ready)
+            action = queue.take(role=role, decoded=decoded)
 
-    def _decode(self, group: Sequence[Work]) -> list[Work]:
+    def _decode(self, group: Sequence[Work]) -> Decoded[Work]:
         """Return the works that have a row now; those that failed have had their outcome.
 
         Each step is done for the whole group before the next one begins. Measured, CPU of one
@@ -97,18 +105,19 @@ class Lane:
             stages.enter(Stage.DECODE)
         checked = _each(group, self._check, failures)
         part = _together(checked, most_bytes=min(_GROUP_BYTES, self._floor.reserve.total_bytes))
+        begun = len(group) - len(checked) + len(part)
         if len(part) < len(checked):
             self._floor.queue.put_back(checked[len(part) :])
         if failures:  # these must not wait for the others
             self._floor.send(outcomes_of(failures))
         if not part:
-            return []  # all of them have had their outcome
+            return Decoded([], begun)  # all of them have had their outcome
         if stages := self._floor.stages:  # for its turn, and for memory
             stages.enter(Stage.WAITING)
         if len(part) < 2:
-            return self._fill(part)
+            return Decoded(self._fill(part), begun)
         with self._floor.turn:
-            return self._fill(part)
+            return Decoded(self._fill(part), begun)
 
     def _check(self, work: Work) -> None:
         if work.header is not None:  # it was put back

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from worker.engine.artifacts import folder_of
+from worker.engine.artifacts import folder_of, hold
 from worker.engine.batcher import Bounds
 from worker.engine.contract import Agreement, agree
 from worker.engine.costs import Costs
@@ -57,12 +57,13 @@ def load_model(load: Load) -> Model:
             file=file,
         )
     verify_files(folder, manifest)
+    artifacts = folder_of(load.artifacts, manifest.files[MODEL_NAME])
     session = open_session(
         folder / MODEL_NAME,
         policy=load.policy,
         options=load.session,
         given=load.provider_options,
-        artifacts=folder_of(load.artifacts, manifest.files[MODEL_NAME]),
+        artifacts=artifacts,
     )
     labels = {name: read_labels(folder / head.labels) for name, head in manifest.heads.items()}
     agreement = agree(
@@ -81,10 +82,10 @@ def load_model(load: Load) -> Model:
         heads=compile_heads({}),
         max_size=manifest.batch_max_size,
         costs=_costs(session, agreement, staged=is_staged(load, session)),
+        kept=hold(artifacts),
     )
     if is_staged(load, session):
         model = stage(model, _steps(manifest), load, _images(manifest, load))
-        del session  # as it was opened: its memory is wanted
     rows = [_golden(model, index, golden, load) for index, golden in enumerate(manifest.golden)]
     model.proof = Proof(rows[0], model.run(rows[0]))
     model.heads = compile_heads(load.limits.thresholds)  # golden samples are held to the manifest's
@@ -242,11 +243,15 @@ def _rows_mix(model: Model, batch: Array) -> bool:
 
 
 def sizing_of(
-    model: Model, limits: Limits, *, tell: Callable[[Bounds], None] = lambda _: None
+    model: Model,
+    limits: Limits,
+    *,
+    tell: Callable[[Bounds], None] = lambda _: None,
+    warmed: Callable[[], None] = lambda: None,
 ) -> Sizing:
     """Return what chooses the bounds of a model's batches, and warms them with its sample."""
     warm = partial(_seconds_of, model)
-    return Sizing(model.costs, limits, allowed=model.cap, warm=warm, tell=tell)
+    return Sizing(model.costs, limits, allowed=model.cap, warm=warm, tell=tell, warmed=warmed)
 
 
 def _costs(session: Session, agreement: Agreement, *, staged: bool) -> Costs:

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from worker.engine.artifacts import Hold
 from worker.engine.contract import Agreement
 from worker.engine.costs import Costs
 from worker.engine.headroom import Headroom
@@ -56,8 +57,11 @@ class Model:
     proof: Proof | None = None
     """Set once the golden samples have been right."""
     headroom: Headroom = field(default_factory=Headroom)
+    kept: Hold | None = None
+    """Of the folder with what was made of it, which is read and written as long as it serves."""
     staging: str = "no"
-    """Whether rows are staged for a device, and its graph folded; else why not (see staging)."""
+    """`no`; or how rows are staged for a device: `bound, folded`, or `bound, not folded: WHY`, and
+    `bound, not pinned, …` where slabs are in memory that a GPU reads by way of another copy."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:

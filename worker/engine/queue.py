@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from worker.engine.batcher import Batcher, Bounds, Decode, Role, Run, Stop, Wait
+from worker.engine.batcher import Batcher, Bounds, Decode, Decoded, Role, Run, Stop, Wait
 from worker.engine.rows import Place
 from worker.protocol.messages import Buffer
 from worker.vision.containers import Header
@@ -60,10 +60,9 @@ class Queue:
             self._wake_all()
 
     def abandon(self) -> None:
-        """Forget all and stop: the worker has gone."""
+        """Forget all, and let every lane stop: the worker has gone, or a lane broke."""
         with self._lock:
-            self._batcher.clear()
-            self._batcher.close()
+            self._batcher.abandon()
             self._wake_all()
 
     def put_back(self, works: Sequence[Work]) -> None:
@@ -73,13 +72,13 @@ class Queue:
             self._wake()
 
     def take(
-        self, *, role: Role = Role.ANY, ready: Sequence[Work] | None = None
+        self, *, role: Role = Role.ANY, decoded: Decoded[Work] | None = None
     ) -> Run[Work] | Decode[Work] | Stop:
-        """Wait for what the lane must do next; `ready`: what came of its last decoding, if any."""
+        """Wait for what the lane must do next; `decoded`: what came of its last group, if any."""
         with self._lock:
             now_s = time.monotonic()
-            if ready is not None:
-                self._batcher.ready(ready, now_s)
+            if decoded is not None:
+                self._batcher.ready(decoded, now_s)
                 self._changed[Role.RUN].notify()
             action = self._batcher.next(now_s, role=role)
             while isinstance(action, Wait):

@@ -154,9 +154,15 @@ class Session:
             stages.enter(Stage.COPY_OUT)
         return [np.asarray(array) for array in arrays]
 
-    def bind(self) -> None:
-        """From now on runs are bound, and one at a time."""
+    def bind(self) -> Bound:
+        """From now on runs are bound, and one at a time; return how."""
         self._bound = Bound(self._session, self.stamp.provider)
+        return self._bound
+
+    def close(self) -> None:
+        """Give back what it has, on its device above all; it cannot be run any more."""
+        self._bound = None
+        del self._session, self._run
 
     @property
     def bound(self) -> Bound | None:

@@ -42,7 +42,8 @@ class Sizing:
     """Chooses the bounds of an engine's batches. Safe for any thread.
 
     `allowed`: rows that limits allow. `warm`: seconds that a batch of so many rows takes. `tell` is
-    given new bounds, on the thread that brought them about; it must not call back.
+    given new bounds, on the thread that brought them about; it must not call back, nor wait: all
+    lanes would. `warmed` may: it is called when sizes have been warmed, before they are used.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Sizing:
         allowed: Callable[[Limits], int],
         warm: Callable[[int], float],
         tell: Callable[[Bounds], None],
+        warmed: Callable[[], None] = lambda: None,
         aside: Callable[[Callable[[], None]], None] = start_aside,
     ) -> None:
         self._costs = costs
@@ -60,6 +62,7 @@ class Sizing:
         self._allowed = allowed
         self._warm = warm
         self._tell = tell
+        self._warmed = warmed
         self._aside = aside
         self._lock = threading.Lock()
         self._runs = 0
@@ -68,13 +71,15 @@ class Sizing:
         """A size that could not be run."""
         self._widening = False
         self._closed = False
+        self._usable = costs.largest
+        """The largest size that was warmed, and told of."""
         self.bounds = self._chosen()
         """The latest ones."""
 
     @property
     def most(self) -> int:
         """Rows of a batch, at most, whatever is measured: warmed, and within all limits."""
-        return min(self._allowed(self._limits), self._costs.largest or 1)
+        return min(self._allowed(self._limits), self._usable or 1)
 
     def ran(self, rows: int, seconds: float) -> None:
         """Note what a batch took, from its rows to its predictions."""
@@ -99,10 +104,14 @@ class Sizing:
 
         Raises one of RUN_ERRORS when one cannot be run.
         """
-        while (size := self._next_size()) is not None:
-            seconds = self._warm(size)
-            with self._lock:
-                self._costs.seed(size, seconds)
+        try:
+            while (size := self._next_size()) is not None:
+                seconds = self._warm(size)
+                with self._lock:
+                    self._costs.seed(size, seconds)
+        finally:
+            self._warmed()
+            self._usable = self._costs.largest
 
     def close(self) -> None:
         """Warm nothing more."""

@@ -15,7 +15,8 @@ from worker.engine.binding import STAGED
 from worker.engine.fold import NotFolded, fold, folded_name
 from worker.engine.model import Array, Model
 from worker.engine.session import RUN_ERRORS, Session, open_session
-from worker.errors import ModelError
+from worker.engine.trouble import DEVICE, classify
+from worker.errors import DeviceError, ModelError
 from worker.models.manifest import MODEL_NAME, Step
 from worker.protocol.messages import Load
 from worker.vision.transforms import Pixels, cut_steps
@@ -23,7 +24,7 @@ from worker.vision.transforms import Pixels, cut_steps
 _SAME = 1e-3
 """Relative difference that folding may make: the same levels, scaled in float32 and not in 64."""
 _RANDOM_ROWS = 3
-_DIFFERENCES: tuple[type[Exception], ...] = (ModelError, NotFolded, *RUN_ERRORS)
+_DIFFERENCES: tuple[type[Exception], ...] = (ModelError, DeviceError, NotFolded, *RUN_ERRORS)
 
 
 def is_staged(load: Load, session: Session) -> bool:
@@ -44,46 +45,76 @@ def stage(model: Model, steps: tuple[Step, ...], load: Load, images: list[Array]
         steps, row_shape=agreement.row_shape, row_dtype=np.dtype(agreement.row_dtype)
     )
     try:
-        staged = _of_pixels(model, _folded(model, pixels, load, images, repr(steps)), pixels)
-        staged.staging = "bound, folded"
+        graph = _proven(model, pixels, load, images, repr(steps))
     except (NotFolded, OSError) as error:
-        staged = model
-        staged.staging = f"bound, not folded: {error}"
-    staged.session.bind()
-    return staged
+        folding = f"not folded: {error}"
+    else:
+        model, folding = _exchanged(model, graph, pixels, load)
+    bound = model.session.bind()
+    pageable = model.session.stamp.provider in STAGED and not bound.pinned
+    model.staging = f"bound, {'not pinned, ' if pageable else ''}{folding}"
+    return model
 
 
-def _folded(model: Model, pixels: Pixels, load: Load, images: list[Array], steps: str) -> Session:
-    """Return the folded graph, proven, on the model's device. Raises NotFolded or OSError."""
-    source, agreement = Path(load.folder) / MODEL_NAME, model.agreement
-    key = hashlib.sha256(f"{steps} {agreement}".encode()).hexdigest()[:16]
+def _proven(model: Model, pixels: Pixels, load: Load, images: list[Array], steps: str) -> Path:
+    """Return the folded graph, proven on the CPU. Raises NotFolded or OSError."""
+    source = Path(load.folder) / MODEL_NAME
+    key = hashlib.sha256(f"{steps} {model.agreement}".encode()).hexdigest()[:16]
     folder = folder_of(load.artifacts, model.sha256)
     if folder is None:
         raise NotFolded("this engine has no folder to keep it in")
-    make(folder)
+    model.kept = make(folder)
     target = folder / f"folded-{key}.onnx"
     if not target.is_file():
-        fold(source, target, input_name=agreement.input_name, pixels=pixels)
+        fold(source, target, input_name=model.agreement.input_name, pixels=pixels)
     try:
-        plain, folded = (
-            open_session(path, policy="cpu", options=load.session) for path in (source, target)
-        )
-        _compare(replace(model, session=plain), _of_pixels(model, folded, pixels), pixels, images)
+        plain = replace(model, session=_on_cpu(source, load))
+    except (ModelError, DeviceError) as error:
+        raise NotFolded(f"the CPU cannot open the graph as it is: {error}") from None
+    try:
+        _compare(plain, _of_pixels(model, _on_cpu(target, load), pixels), pixels, images)
     except _DIFFERENCES as error:
-        target.unlink(missing_ok=True)  # it may have been written by another version of this
+        passing = isinstance(error, DeviceError) or classify(error) in DEVICE
+        if not passing:  # it is the file's fault, which another version of this may have written
+            target.unlink(missing_ok=True)
         raise NotFolded(f"on the CPU {error}") from None
-    session = open_session(
-        target,
+    return target
+
+
+def _exchanged(model: Model, graph: Path, pixels: Pixels, load: Load) -> tuple[Model, str]:
+    """Return the model of the folded graph, on its device, and that it is; else why it is not.
+
+    The session that the model had is closed before another one is opened: the device may have no
+    memory for two. Raises as open_session when not even the graph as it is can be opened again.
+    """
+    source, stamp = model.session.path, model.session.stamp
+    model.session.close()
+    try:
+        session = _on_device(graph, load, graph.parent)
+    except (ModelError, DeviceError) as error:
+        why = str(error)  # and no more of it: its traceback may have what was opened
+    else:
+        if session.stamp.provider == stamp.provider:
+            session.stamp = stamp  # the edges of the folded graph tell less of its precision
+            return _of_pixels(model, session, pixels), "folded"
+        why = f"it would run on {session.stamp.provider}, not on {stamp.provider}"
+        session.close()
+    model.session = _on_device(source, load, graph.parent)
+    return model, f"not folded: {why}"
+
+
+def _on_cpu(path: Path, load: Load) -> Session:
+    return open_session(path, policy="cpu", options=load.session)
+
+
+def _on_device(path: Path, load: Load, artifacts: Path) -> Session:
+    return open_session(
+        path,
         policy=load.policy,
         options=load.session,
         given=load.provider_options,
-        artifacts=folder,
+        artifacts=artifacts,
     )
-    stamp = model.session.stamp
-    if session.stamp.provider != stamp.provider:
-        raise NotFolded(f"it would run on {session.stamp.provider}, not on {stamp.provider}")
-    session.stamp = stamp  # the edges of the folded graph tell less of its precision
-    return session
 
 
 def _of_pixels(model: Model, session: Session, pixels: Pixels) -> Model:

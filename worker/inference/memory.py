@@ -9,6 +9,7 @@ from typing import NamedTuple
 from worker.config_sections import Settings
 from worker.errors import SettingsError
 from worker.inference.budget import Share, budget_of, limits_of
+from worker.protocol.page import RUN_LANES
 from worker.types import Limits, ModelRef
 
 ENGINE_BYTES = 160 << 20
@@ -103,12 +104,13 @@ def _memory_of(
     settings: Settings, versions: Mapping[ModelRef, Footprint], instances: int | None
 ) -> Memory:
     budget, limits = budget_of(settings), limits_of(settings)
+    run_lanes = RUN_LANES if _is_staged(settings) else 0
     models = max(1, min(len(versions), settings.models.max_loaded))
     return Memory(
         _WORKER_BYTES + _COPIES * settings.limits.in_flight_bytes,
         {
             ref: sum(
-                engine_bytes(share, limits, version)
+                engine_bytes(share, limits, version, run_lanes=run_lanes)
                 for share in budget.split(budget.share(models, at % models), instances)
             )
             for at, (ref, version) in enumerate(versions.items())
@@ -119,11 +121,23 @@ def _memory_of(
     )
 
 
-def engine_bytes(share: Share, limits: Limits, version: Footprint) -> int:
-    """Return what an engine may need: its process, its model, its rows and what it decodes."""
+def _is_staged(settings: Settings) -> bool:
+    """Say whether lanes of their own run. Where a GPU is only preferred rows are taken to be large.
+
+    There they are a quarter of what the manifest says, but for a graph that cannot be folded.
+    """
+    engine = settings.engine
+    return engine.staging == "always" or (engine.staging == "auto" and engine.policy not in _FREE)
+
+
+def engine_bytes(share: Share, limits: Limits, version: Footprint, *, run_lanes: int = 0) -> int:
+    """Return what an engine may need: its process, its model, its rows and what it decodes.
+
+    `run_lanes`: those that only run, beside the share's.
+    """
     row_bytes = version.row_bytes or limits.max_bytes
     rows = min(limits.max_size, limits.max_bytes // row_bytes, version.max_size or limits.max_size)
-    slabs = share.lanes + 1  # one for each lane that runs, and the one that is filled
+    slabs = share.lanes + run_lanes + 1  # one for each lane, and the one that is filled
     rows_bytes = slabs * max(1, rows) * row_bytes
     model_bytes = PER_FILE_BYTE * version.files_bytes
     return ENGINE_BYTES + model_bytes + rows_bytes + share.decode_bytes

@@ -1,9 +1,13 @@
 """What engines keep of a model lies in that model's folder, and not for ever."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from worker.engine.artifacts import folder_of, make, tensorrt_options
+import pytest
+
+from worker.engine import artifacts
+from worker.engine.artifacts import folder_of, hold, make, tensorrt_options
 
 
 def test_the_folders_of_models_loaded_longest_ago_make_room(tmp_path: Path) -> None:
@@ -16,6 +20,35 @@ def test_the_folders_of_models_loaded_longest_ago_make_room(tmp_path: Path) -> N
     make(tmp_path / "99")
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["05", "06", "07", "08", "09", "10", "11", "99"]
+
+
+def test_what_an_engine_has_makes_no_room_until_it_lets_go(tmp_path: Path) -> None:
+    held = make(tmp_path / "held")
+    os.utime(tmp_path / "held", ns=(0, 0))
+    for number in range(20):
+        make(tmp_path / f"{number:02}")
+    assert len(list(tmp_path.iterdir())) == 9
+    assert hold(tmp_path / "held") is not None
+    assert hold(tmp_path / "00") is None
+    del held
+    make(tmp_path / "20")
+    assert hold(tmp_path / "held") is None
+
+
+def test_engines_that_make_room_at_once_take_nothing_from_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "_KEPT", 1)
+
+    def engine(number: int) -> None:
+        for at in range(50):
+            held = make(tmp_path / f"{number + at % 3}")
+            (tmp_path / f"{number + at % 3}" / f"of-{number}").touch()
+            del held
+
+    with ThreadPoolExecutor(4) as threads:
+        for each in [threads.submit(engine, number) for number in range(4)]:
+            each.result(60)
 
 
 def test_an_engine_that_is_given_no_folder_keeps_nothing() -> None:

@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from worker.engine.batcher import Batcher, Bounds, Decode, Role, Run, Stop, Wait
+from worker.engine.batcher import Batcher, Bounds, Decode, Decoded, Role, Run, Stop, Wait
 
 BIG = 100_000
 BOUNDS = Bounds(cap=4, min_size=1, max_wait_s=0.005)
@@ -29,9 +30,12 @@ def batcher_with(
     rows: Sequence[Job] = (),
     ready_s: float = 0.0,
 ) -> Batcher[Job]:
-    batcher: Batcher[Job] = Batcher(bounds)
+    batcher: Batcher[Job] = Batcher(bounds._replace(cap=sys.maxsize))
+    batcher.add(rows)
+    while isinstance(action := batcher.next(0.0, role=Role.DECODE), Decode):
+        batcher.ready(Decoded(action.jobs, len(action.jobs)), ready_s)
+    batcher.bounds = bounds
     batcher.add(pending)
-    batcher.ready(rows, ready_s)
     return batcher
 
 
@@ -151,11 +155,17 @@ def test_a_closed_batcher_waits_for_no_company_and_stops_when_it_is_empty() -> N
     assert batcher.next(0.0) == Stop()
 
 
-def test_a_cleared_batcher_knows_nobody_any_more() -> None:
-    batcher = batcher_with(pending=ONE_PENDING, rows=[Job(0), Job(1, alone=True)])
-    batcher.clear()
+@pytest.mark.parametrize("role", Role)
+def test_an_abandoned_batcher_stops_every_lane_whatever_others_hold_or_give_back(
+    role: Role,
+) -> None:
+    batcher = batcher_with(pending=jobs(10, 11), rows=[Job(0), Job(1, alone=True)])
+    assert batcher.next(0.0, role=Role.DECODE) == Decode(jobs(10))
+    batcher.abandon()
     assert len(batcher) == 0
-    assert batcher.next(1.0) == Wait(None)
+    assert batcher.next(1.0, role=role) == Stop()
+    batcher.put_back(jobs(10))
+    assert batcher.next(1.0, role=role) == Stop()
 
 
 @pytest.mark.parametrize(
@@ -183,6 +193,24 @@ def test_a_lane_with_a_role_is_told(
     assert batcher.next(now_s, role=role) == expected, trigger
 
 
+def test_groups_that_are_being_decoded_count_as_rows_and_single_pictures_do_not() -> None:
+    tiny, big = jobs(0, 1, 2, 3, size_bytes=300), jobs(10, 11, 12, 13)
+    batcher = batcher_with(pending=[*tiny, *big], rows=jobs(100))
+
+    def told() -> Run[Job] | Decode[Job] | Wait | Stop:
+        return batcher.next(0.0, role=Role.DECODE)
+
+    assert [told(), told()] == [Decode(tiny[:3]), Wait(None)]
+    batcher.put_back(tiny[1:3])
+    assert [told(), told()] == [Decode(tiny[1:3]), Wait(None)]
+    batcher.ready(Decoded([], 1), 0.0)
+    assert [told(), told()] == [Decode(tiny[3:]), Wait(None)]
+    batcher.ready(Decoded(tiny[1:3], 2), 0.0)
+    assert [told(), told()] == [Decode(big[:1]), Decode(big[1:2])]
+    batcher.ready(Decoded(tiny[3:], 1), 0.0)
+    assert told() == Wait(None)
+
+
 @given(
     data=st.data(),
     added=st.lists(st.tuples(st.booleans(), st.sampled_from([300, BIG])), max_size=20),
@@ -206,10 +234,15 @@ def test_lanes_with_roles_bring_every_job_to_its_end_before_they_stop(
         if group := decoding.pop(at, []):
             good = len(group) - (group[0].id % 3 == 0)
             ended += group[good:]
-            batcher.ready(group[:good], 0.0)
+            batcher.ready(Decoded(group[:good], len(group)), 0.0)
         match batcher.next(0.0, role=lanes[at]):
             case Decode(jobs_told):
-                decoding[at] = list(jobs_told)
+                begun = 1 if jobs_told[0].id % 4 == 1 else len(jobs_told)
+                batcher.put_back(jobs_told[begun:])
+                decoding[at] = list(jobs_told[:begun])
+                held = len(batcher._rows) + len(batcher._suspects)
+                held += sum(map(len, decoding.values()))
+                assert held < cap + 2, "less than a batch, and one for each lane that decodes"
             case Run(rows):
                 ended += rows
             case Wait(until_s):
@@ -275,7 +308,7 @@ class Lanes(RuleBasedStateMachine):
         end = data.draw(st.sampled_from(["row", "bad", "put back"]))
         if end == "row":
             self.ready_at[job] = self.now_s
-            self.batcher.ready([job], self.now_s)
+            self.batcher.ready(Decoded([job], 1), self.now_s)
         elif end == "bad":
             self.ended.append(job)
         else:

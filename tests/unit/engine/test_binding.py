@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from onnx import TensorProto, helper
 from tests.unit.engine import graphs
 from worker.engine import binding
 from worker.engine.binding import Bound
+from worker.engine.providers import CPU
 from worker.engine.session import RUN_ERRORS, Session, open_session
+from worker.profiling.stages import Stage, Stages
 
 
 @pytest.fixture
@@ -77,6 +80,27 @@ def test_rows_of_a_wrong_shape_raise_as_any_run_does(session: Session) -> None:
         session.run(("less",), {"rows": np.zeros((1, 3), np.float32)})
 
 
+class Failing:
+    """Stands where ONNX Runtime's session does; its runs raise, and what was bound is kept."""
+
+    def __init__(self, session: Any) -> None:
+        self.io_binding = session.io_binding
+        self.bound: Any = None
+
+    def run_with_iobinding(self, bound: Any) -> None:
+        self.bound = bound
+        raise RuntimeError("the device went away")
+
+
+def test_a_run_that_raised_has_let_go_of_its_rows(session: Session) -> None:
+    failing = Failing(session._session)
+    with pytest.raises(RuntimeError, match="went away"):
+        Bound(failing, CPU).run(("less",), {"rows": np.ones((1, 2), np.float32)})
+    failing.bound.bind_output("less", "cpu")
+    with pytest.raises(RUN_ERRORS):  # were they still bound it would run
+        session._session.run_with_iobinding(failing.bound)
+
+
 class OneAtATime:
     """Stands where ONNX Runtime's session does, and holds each run until it is let go."""
 
@@ -85,29 +109,50 @@ class OneAtATime:
         self.io_binding = session.io_binding
         self.running = 0
         self.most = 0
+        self.began = threading.Event()
         self.go = threading.Event()
 
     def run_with_iobinding(self, bound: Any) -> None:
         self.running += 1
         self.most = max(self.most, self.running)
+        self.began.set()
         assert self.go.wait(10)
         self._session.run_with_iobinding(bound)
         self.running -= 1
 
 
-def test_one_batch_runs_at_a_time_and_who_waited_knows_how_long(session: Session) -> None:
-    held = OneAtATime(session._session)
-    bound = Bound(held, "CPUExecutionProvider")
+class Asked(Stages):
+    """Counts those that have asked for their turn."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.turns = threading.Semaphore(0)
+
+    def enter(self, stage: Stage, rows: int = 0) -> None:
+        assert rows == 0
+        if stage is Stage.WAITING:
+            self.turns.release()
+
+
+def test_one_batch_runs_at_a_time_and_who_waited_knows_how_long(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, asked, now_s = OneAtATime(session._session), Asked(), [100.0]
+    monkeypatch.setattr(binding, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    bound = Bound(held, CPU)
 
     def run(value: int) -> tuple[float, float]:
-        [less] = bound.run(("less",), {"rows": np.full((1, 2), value, np.float32)})
+        [less] = bound.run(("less",), {"rows": np.full((1, 2), value, np.float32)}, asked)
         return float(less[0, 0]), bound.waited_s
 
     with ThreadPoolExecutor(3) as threads:
         runs = [threads.submit(run, value) for value in range(3)]
-        threading.Timer(0.05, held.go.set).start()
+        assert all(asked.turns.acquire(timeout=10) for _ in runs)
+        assert held.began.wait(10)
+        now_s[0] += 5
+        held.go.set()
         ended = [each.result(10) for each in runs]
     assert [value for value, _ in ended] == [0, -1, -2]
+    assert sorted(waited_s for _, waited_s in ended) == [0, 5, 5]
     assert held.most == 1
-    assert sorted(waited_s for _, waited_s in ended)[1] > 0
     assert bound.waited_s == 0  # of this thread, which ran nothing

@@ -1,5 +1,6 @@
 """The cap of a device that lacked memory: halved, grown again, and none where rows are fixed."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from tests.unit.engine import graphs
-from tests.unit.engine.test_recovery import BRIGHT, Device, kinds, turns, types
+from tests.unit.engine.scripted import BRIGHT, Device, kinds, turns, types
 from tests.unit.engine.test_trouble import ARENA
 from worker.engine import headroom, host
 from worker.engine.headroom import Headroom
@@ -77,6 +78,25 @@ def test_a_device_that_never_has_more_is_asked_ever_more_seldom_but_never_given_
             batches += 1
         asked.append(batches)
     assert asked == [64, 128, 256, 512, 1024, 2048, 4096, 4096, 4096, 4096]
+
+
+def test_what_lacked_memory_while_the_cap_grew_is_not_forgotten() -> None:
+    room = Headroom()
+    room.hold(32)
+    other = threading.Thread(target=room.lacked, args=(8,))
+
+    class Rows(int):
+        def __rmul__(self, times: int) -> int:
+            """As it is doubled, another lane finds that there is no memory."""
+            if room._found >= headroom._FIRST_BATCHES and not other.ident:
+                other.start()
+                other.join(0.1)  # it has to wait
+            return int(self) * times
+
+    room.rows = Rows(32)
+    found(32, headroom._FIRST_BATCHES)(room)
+    other.join(10)
+    assert room.rows == 4
 
 
 def test_an_engine_runs_larger_batches_again_when_memory_is_back(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.engines import LIMITS, load
+from tests.contract.engines import DEADLINE_S, LIMITS, load
 from tests.unit.engine import graphs
 from worker.engine import lanes
-from worker.engine.batcher import Bounds
+from worker.engine.batcher import Bounds, Role
 from worker.engine.lanes import Floor, Lane
 from worker.engine.loader import load_model, sizing_of
 from worker.engine.model import Array, Model
@@ -43,7 +43,7 @@ class Lab:
     def __init__(self, model: Model, *, failpoint: str | None = None, cap: int = 4) -> None:
         self.sent: list[Outcomes] = []
         self.troubles: list[Trouble] = []
-        self.page = Page.make(lanes=1, max_ids=16)
+        self.page = Page.make(lanes=2, max_ids=16)
         self.pages: list[Phase] = []
         self.queue = Queue(Bounds(cap, 1, 60.0))
         self.floor = Floor(
@@ -80,6 +80,10 @@ class Lab:
         self.pages.append(self.page.read()[0].phase)
 
 
+def gone(_: Outcomes) -> None:
+    raise BrokenPipeError
+
+
 def test_every_record_has_one_outcome_and_bad_pictures_leave_no_hole(model: Model) -> None:
     lab = Lab(model)
     lab.serve([BRIGHT, b"", BRIGHT, b"text", BRIGHT, graphs.png(0), BRIGHT[:60]])
@@ -99,6 +103,34 @@ def test_a_lane_is_idle_whenever_it_sends(model: Model) -> None:
     lab.serve([BRIGHT, b"text", MARKED, BRIGHT])
     assert len(lab.pages) >= 3
     assert set(lab.pages) == {Phase.IDLE}
+
+
+@pytest.mark.parametrize(
+    ("breaks", "images"), [(Role.DECODE, [b""]), (Role.RUN, [BRIGHT] * 9)], ids=str
+)
+def test_a_lane_that_breaks_leaves_no_other_waiting_for_what_it_held(
+    model: Model, breaks: Role, images: list[bytes]
+) -> None:
+    lab = Lab(model, cap=1)
+    lab.floor.send = gone
+    roles = (Role.DECODE, Role.RUN)
+    broke: list[Role] = []
+
+    def work(number: int, role: Role) -> None:
+        try:
+            Lane(number, lab.floor, role=role).work()
+        except BrokenPipeError:
+            broke.append(role)
+
+    lanes = [threading.Thread(target=work, args=each, daemon=True) for each in enumerate(roles)]
+    for lane in lanes:
+        lane.start()
+    lab.queue.add([Work(n, image, False, 1 << 20, 0.0) for n, image in enumerate(images)])
+    for lane in lanes:
+        lane.join(DEADLINE_S)
+    assert not any(lane.is_alive() for lane in lanes)
+    assert broke == [breaks]
+    lab.page.close()
 
 
 def test_a_suspect_runs_in_a_batch_of_one(model: Model) -> None:
@@ -214,7 +246,7 @@ def test_the_page_names_the_one_picture_of_a_group_that_is_worked_on(
     named: list[tuple[str, tuple[int, ...], bool]] = []
 
     def note(what: str) -> None:
-        (progress,) = lab.page.read()
+        progress = lab.page.read()[0]
         assert progress.phase is Phase.DECODE
         named.append((what, progress.ids, lab.floor.turn.locked()))
 

@@ -1,7 +1,7 @@
 import threading
 import time
 
-from worker.engine.batcher import Bounds, Decode, Role, Run, Stop
+from worker.engine.batcher import Bounds, Decode, Decoded, Role, Run, Stop
 from worker.engine.queue import Queue, Work
 
 DEADLINE_S = 10
@@ -21,7 +21,7 @@ def test_a_row_is_run_by_an_idle_lane_while_the_one_that_made_it_is_busy() -> No
     idle.start()
     queue.add([second])
     # Whichever lane got the second one to decode, the first row's deadline is watched.
-    mine = queue.take(ready=[first])
+    mine = queue.take(decoded=Decoded([first], 1))
     idle.join(DEADLINE_S)
     assert sorted([type(mine), type(ran[0])], key=str) == [Decode, Run]
 
@@ -49,7 +49,7 @@ def test_lower_bounds_wake_a_lane_that_waits_for_company() -> None:
     queue = Queue(Bounds(cap=8, min_size=8, max_wait_s=DEADLINE_S))
     row = work(1)
     taken: list[object] = []
-    lane = threading.Thread(target=lambda: taken.append(queue.take(ready=[row])))
+    lane = threading.Thread(target=lambda: taken.append(queue.take(decoded=Decoded([row], 1))))
     lane.start()
     queue.bound(Bounds(cap=8, min_size=1, max_wait_s=DEADLINE_S))
     lane.join(DEADLINE_S / 2)
@@ -79,7 +79,8 @@ def serve(queue: Queue, role: Role, ran: list[int]) -> None:
     action = queue.take(role=role)
     while not isinstance(action, Stop):
         if isinstance(action, Decode):
-            action = queue.take(role=role, ready=[w for w in action.jobs if w.id % 5])
+            rows = [w for w in action.jobs if w.id % 5]
+            action = queue.take(role=role, decoded=Decoded(rows, len(action.jobs)))
         else:
             ran.extend(row.id for row in action.rows)
             action = queue.take(role=role)

@@ -1,164 +1,37 @@
 """Faults of a scripted device, through the real engine host, its channel, queue, rows and lanes."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from tests.contract.engines import DEADLINE_S, load
+from tests.contract.engines import load
 from tests.unit.engine import graphs
+from tests.unit.engine.scripted import BRIGHT, Act, Device, Scripted, kinds, turns, types
 from tests.unit.engine.test_trouble import ARENA, CUBLAS, CUDNN, ILLEGAL, LOST
 from worker.engine import host, loader
-from worker.engine.headroom import Headroom
 from worker.engine.host import serve
-from worker.engine.loader import load_model
-from worker.engine.model import Array, Model
+from worker.engine.model import Array
 from worker.engine.providers import CPU, CUDA
-from worker.engine.session import Session, open_session
+from worker.engine.session import open_session
 from worker.errors import DeviceError
 from worker.protocol.channel import Channel, socket_pair
-from worker.protocol.messages import (
-    Bye,
-    Done,
-    Fault,
-    Load,
-    Loaded,
-    LoadFailed,
-    Message,
-    Outcomes,
-    Retry,
-    Row,
-    Stopped,
-    Submit,
-    Trouble,
-)
-from worker.protocol.page import RUN_LANES, Page, Phase
+from worker.protocol.messages import Done, Fault, LoadFailed, Retry
+from worker.protocol.page import Page
 from worker.types import Reason
 
-BRIGHT = graphs.png(graphs.BRIGHT)
 MARKED = graphs.png(77)
 MARK = 77 / 255
-
-Act = Callable[[Array], Exception | float | None]
-"""What a run of these rows does: raise, or add to all outputs (NaN), or nothing."""
-
-
-class Scripted:
-    """A session on a device that does what a script says, and otherwise what the CPU computes."""
-
-    def __init__(self, real: Session, provider: str) -> None:
-        self._real = real
-        self.signature, self.nodes, self.refused = real.signature, real.nodes, real.refused
-        self.stamp = real.stamp._replace(provider=provider)
-        self.bound, self.waited_s, self.path = real.bound, 0.0, real.path
-        self.act: Act = lambda _: None
-        self.sizes: list[int] = []
-
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        [batch] = feeds.values()
-        self.sizes.append(len(batch))
-        done = self.act(batch)
-        if isinstance(done, Exception):
-            raise done
-        return [array + np.float32(done or 0) for array in self._real.run(outputs, feeds)]
-
-    def shrink(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> None:
-        self._real.shrink(outputs, feeds)
-
-
-def turns(*acts: Exception | float | None) -> Act:
-    """Do one after the other, then nothing."""
-    left = iter(acts)
-    return lambda _: next(left, None)
 
 
 def is_golden(batch: Array) -> bool:
     """A golden sample that is run again is the one batch of a single bright row in these tests."""
     return len(batch) == 1
-
-
-class Engine:
-    """A real host on a thread, one lane, with a model that is loaded once."""
-
-    def __init__(self, model: Model, asked: Load) -> None:
-        model.headroom = Headroom()
-        self.troubles: list[Trouble] = []
-        self.ends: dict[int, Done | Fault | Retry] = {}
-        self.messages: list[Message] = []
-        self._page, (ours, theirs) = Page.make(lanes=1 + RUN_LANES, max_ids=16), socket_pair()
-        ours.settimeout(DEADLINE_S)
-        self._channel = Channel(ours)
-        self._pool = ThreadPoolExecutor(1)
-        self._ended = self._pool.submit(serve, theirs, self._page)
-        self._channel.send(asked)
-        assert isinstance(self._channel.receive(), Loaded)
-
-    def run(self, images: Sequence[bytes], *, first: int = 0) -> None:
-        rows = [Row(n, image, alone=False) for n, image in enumerate(images, start=first)]
-        self._channel.send(Submit(tuple(rows)))
-        while len(self.ends) < first + len(images):
-            message = self._channel.receive()
-            if message is None:
-                return
-            self._take(message)
-
-    def end(self) -> BaseException | None:
-        """End it, if it has not ended; return what it died of."""
-        try:
-            self._channel.send(Bye())
-            while not isinstance(message := self._channel.receive(), Stopped | None):
-                self._take(message)
-        except OSError:
-            pass  # it has gone
-        error = self._ended.exception(DEADLINE_S)
-        assert all(lane.phase is Phase.IDLE for lane in self._page.read())
-        self._pool.shutdown()
-        self._channel.close()
-        self._page.close()
-        return error
-
-    def _take(self, message: Message) -> None:
-        self.messages.append(message)
-        if isinstance(message, Trouble):
-            self.troubles.append(message)
-            return
-        assert isinstance(message, Outcomes)
-        ends: list[Done | Fault | Retry] = [*message.done, *message.faults, *message.retries]
-        for end in ends:
-            assert end.id not in self.ends, "two outcomes for one record"
-            self.ends[end.id] = end
-
-
-class Device:
-    """A model on a scripted device, and engines that serve it."""
-
-    def __init__(
-        self,
-        folder: Path,
-        provider: str = CUDA,
-        *,
-        graph: onnx.ModelProto | None = None,
-        **asked: str,
-    ) -> None:
-        given = {"staging": "never", **asked}
-        self.asked = load(folder, graphs.version(folder, graph), lanes=1, **given)
-        self.model = load_model(self.asked)
-        self.session = Scripted(self.model.session, provider)
-        self.model.session = self.session  # type: ignore[assignment]  # all that lanes use of one
-
-    def serve(self, act: Act, images: Sequence[bytes] = (BRIGHT,) * 4) -> Engine:
-        """Start an engine, and let it run these images while the device does as it is told."""
-        self.session.act, self.session.sizes = act, []
-        engine = Engine(self.model, self.asked)
-        engine.run(images)
-        return engine
 
 
 @pytest.fixture(scope="module")
@@ -177,14 +50,6 @@ def device(devices: dict[str, Device], monkeypatch: pytest.MonkeyPatch) -> Devic
 def processor(devices: dict[str, Device], monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(host, "load_model", lambda _: devices[CPU].model)
     return devices[CPU]
-
-
-def kinds(engine: Engine) -> list[str]:
-    return [trouble.kind for trouble in engine.troubles]
-
-
-def types(engine: Engine) -> list[type]:
-    return [type(engine.ends[n]) for n in sorted(engine.ends)]
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,14 @@ class Bench:
         self.warmed: list[int] = []
         self.too_large = 1 << 30
         self.later: list[Callable[[], None]] = []
+        self.on_warmed: Callable[[], None] = lambda: None
         self.sizing = Sizing(
             Costs(),
             limits,
             allowed=lambda limits: limits.max_size,
             warm=self._warm,
             tell=self.told.append,
+            warmed=self._tell_sizes,
             aside=self.later.append,
         )
         self.sizing.widen()
@@ -42,6 +44,9 @@ class Bench:
             raise MemoryError
         self.warmed.append(rows)
         return self.seconds(rows)
+
+    def _tell_sizes(self) -> None:
+        self.on_warmed()
 
     def seconds(self, rows: int) -> float:
         return self.once_s + self.each_s * rows
@@ -121,6 +126,23 @@ def test_a_larger_size_is_used_once_it_is_warm_and_a_smaller_one_at_once() -> No
     bench.sizing.limit(FIXED._replace(max_size=3))
     assert (bench.sizing.bounds.cap, bench.sizing.most) == (3, 3)
     assert bench.later == []
+
+
+def test_while_the_worker_is_told_of_sizes_lanes_go_on_and_none_is_used_before_it_is_told() -> None:
+    bench = Bench(FIXED)
+    went_on: list[tuple[bool, int]] = []
+
+    def slow_worker() -> None:
+        lane = threading.Thread(target=bench.run, args=(40,), daemon=True)
+        lane.start()
+        lane.join(10)
+        went_on.append((not lane.is_alive(), bench.sizing.bounds.cap))
+
+    bench.on_warmed = slow_worker
+    bench.sizing.limit(FIXED._replace(max_size=32))
+    bench.do_what_is_aside()
+    assert went_on == [(True, 8)]
+    assert bench.sizing.bounds.cap == 32
 
 
 def test_only_one_at_a_time_warms_what_the_newest_limits_want() -> None:

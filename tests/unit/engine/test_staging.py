@@ -1,5 +1,7 @@
 """The path of a GPU on a real session of the CPU: pixels, a folded graph, bound runs, own lanes."""
 
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from tests.contract.engines import LIMITS, Engine, load
 from tests.unit.engine import graphs
-from tests.unit.engine.test_recovery import Device, kinds, types
+from tests.unit.engine.scripted import Device, kinds, types
 from tests.unit.engine.test_trouble import ARENA, ILLEGAL
-from worker.engine import fold, host, staging
+from worker.engine import fold, host, loader, staging
 from worker.engine.loader import load_model
 from worker.engine.model import Model
-from worker.errors import DeviceError
+from worker.engine.session import Session, open_session
+from worker.errors import DeviceError, ModelError
 from worker.protocol.messages import Done, Fault, Load, Loaded, LoadFailed
 from worker.protocol.page import RUN_LANES
 
@@ -84,6 +87,75 @@ def test_a_kept_graph_that_was_broken_is_thrown_away(asked: Load) -> None:
     [kept] = Path(asked.artifacts).rglob("folded-*.onnx")
     kept.write_bytes(b"broken")
     assert load_model(asked).staging.startswith("bound, not folded: on the CPU")
+    assert load_model(asked).staging == "bound, folded"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("of the machine"), native.Fail(ARENA), DeviceError("for a moment")]
+)
+def test_a_kept_graph_outlives_errors_that_are_not_its_fault(
+    asked: Load, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    load_model(asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_compare", raising(error))
+        assert load_model(asked).staging.startswith("bound, not folded: on the CPU")
+    monkeypatch.setattr(staging, "fold", None)  # whoever calls it now fails
+    assert load_model(asked).staging == "bound, folded"
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def raises(*_: object) -> None:
+        raise error
+
+    return raises
+
+
+class Opened:
+    """Opens sessions as ever; those of the device one after the other, until it is `full`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full: Exception | None = None
+        self.beside: list[int] = []
+        """For each session of the device: those that were there when it was opened."""
+        self._there: list[weakref.ref[Any]] = []
+        for module in (loader, staging):
+            monkeypatch.setattr(module, "open_session", self._open)
+
+    def _open(self, path: Path, **asked: Any) -> Session:
+        if "artifacts" not in asked:  # on the CPU, to compare
+            return open_session(path, **asked)
+        self.beside.append(sum(each() is not None for each in self._there))
+        if self.full and path.name.startswith("folded"):
+            raise self.full
+        session = open_session(path, **asked)
+        self._there.append(weakref.ref(session._session))
+        return session
+
+
+def test_a_device_has_one_session_of_a_model_at_a_time(
+    asked: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch)
+    assert load_model(asked).staging == "bound, folded"
+    assert opened.beside == [0, 0]
+
+
+@pytest.mark.parametrize("full", [DeviceError("no memory"), ModelError("no kernel")])
+def test_a_folded_graph_that_the_device_does_not_open_leaves_the_one_that_it_does(
+    asked: Load, monkeypatch: pytest.MonkeyPatch, full: Exception
+) -> None:
+    opened = Opened(monkeypatch)
+    opened.full = full
+    model = load_model(asked)
+    assert model.staging == f"bound, not folded: {full}"
+    assert (model.row_shape, model.row_dtype) == ((1, 8, 8), "float32")
+    assert opened.beside == [0, 0, 0]
+    assert model.session.bound is not None
+    levels = [0, 7, 255]
+    plain = load_model(asked._replace(staging="never"))
+    np.testing.assert_array_equal(scores(model, levels), scores(plain, levels))
+    opened.full = None
     assert load_model(asked).staging == "bound, folded"
 
 
@@ -159,13 +231,16 @@ def label(end: object) -> str:
 
 
 def test_bound_runs_recover_as_others_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(tmp_path / "1", staging="always", artifacts=str(tmp_path / "kept"))
+    limits = LIMITS._replace(min_size=4, max_wait_ms=60_000.0)  # so that the first batch is whole
+    kept = str(tmp_path / "kept")
+    device = Device(tmp_path / "1", staging="always", artifacts=kept, limits=limits)
     monkeypatch.setattr(host, "load_model", lambda _: device.model)
     assert device.model.staging == "bound, folded"
     too_many = native.Fail(ARENA)
     engine = device.serve(lambda batch: too_many if len(batch) > 1 else None, [BRIGHT] * 8)
     assert types(engine) == [Done] * 8
-    assert set(kinds(engine)) <= {"oom"}
+    assert set(kinds(engine)) == {"oom"}
+    assert device.session.sizes.count(1) == 8
     assert engine.end() is None
 
     lost = device.serve(lambda _: native.Fail(ILLEGAL), [BRIGHT] * 8)

@@ -128,3 +128,20 @@ def test_left_to_itself_a_version_has_two_engines_where_memory_has_room_for_them
 def test_an_accelerator_that_was_not_chosen_by_its_uuid_gets_one_engine(policy: str) -> None:
     engine = Settings.model_validate({"engine": {"lanes": 2, "policy": policy}})
     assert memory_of(engine, {}).instances == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "slabs"),
+    [
+        ({}, 3),
+        ({"staging": "always"}, 5),
+        ({"policy": "require-gpu"}, 5),
+        ({"policy": "require-gpu", "staging": "never"}, 3),
+    ],
+    ids=str,
+)
+def test_lanes_that_only_run_have_slabs_too(engine: dict[str, str], slabs: int) -> None:
+    given = {"lanes": 2, "instances_per_device": 1, **engine}
+    settings = Settings.model_validate({"engine": given, "batch": {"max_size": 8}})
+    one, two = (memory_of(settings, {A: Footprint(0, size)}).engines[A] for size in (MB, 2 * MB))
+    assert two - one == slabs * 8 * MB
