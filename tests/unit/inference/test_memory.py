@@ -128,3 +128,26 @@ def test_left_to_itself_a_version_has_two_engines_where_memory_has_room_for_them
 def test_an_accelerator_that_was_not_chosen_by_its_uuid_gets_one_engine(policy: str) -> None:
     engine = Settings.model_validate({"engine": {"lanes": 2, "policy": policy}})
     assert memory_of(engine, {}).instances == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "staging", "counted"),
+    [
+        ("require-gpu", "auto", True),
+        ("cpu", "always", True),
+        ("cpu", "auto", False),
+        ("prefer-gpu", "auto", False),
+        ("require-gpu", "never", False),
+        ("require-openvino", "auto", False),
+    ],
+)
+def test_where_a_graph_is_folded_the_peak_of_that_counts_if_it_is_the_larger(
+    policy: str, staging: str, *, counted: bool
+) -> None:
+    engine = {"lanes": 1, "policy": policy, "staging": staging, "instances_per_device": 1}
+    settings = Settings.model_validate({"engine": engine})
+    small, large = (memory_of(settings, {A: Footprint(mb * MB, MB)}).engines[A] for mb in (1, 1000))
+    without = settings.model_copy(update={"engine": EngineSettings(lanes=1, policy="cpu")})
+    plain = memory_of(without, {A: Footprint(1000 * MB, MB)}).engines[A]
+    assert small == ENGINE_BYTES + (plain - ENGINE_BYTES) - 999 * 3 * MB, "decoding needs more"
+    assert large == (ENGINE_BYTES + 8000 * MB if counted else plain)
