@@ -14,7 +14,7 @@ from worker.local.spec import MissingPart, StackSpec
 from worker.local.stack import Stack, running
 
 # `make test` has ten minutes; `make test-long` asks every property far more often.
-hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=20, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=400, deadline=None)
 hypothesis.settings.load_profile("quick")
 

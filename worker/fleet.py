@@ -47,7 +47,7 @@ class Host:
                 self._pipeline.resume()
 
     def applied(self) -> None:
-        """Let as much be in flight as keeps the lanes of the engines there are now busy.
+        """Let as much be in flight as keeps the engines that there are now busy.
 
         Batches change with what is measured: so it is looked at now and then.
         """

@@ -105,6 +105,7 @@ def test_a_model_of_a_fixed_batch_of_one_is_run_row_by_row(assets: Path, tmp_pat
         assert message.batch_size == 1
 
 
+@pytest.mark.long  # by way of Kafka test_models_assets does so
 def test_every_picture_gets_its_outcome_and_memory_stays_within_its_bound(
     assets: Path, tmp_path: Path
 ) -> None:

@@ -232,7 +232,10 @@ async def test_an_engine_that_fails_at_everything_convicts_nobody(
         assert registry.health() == (), "the engine is at fault: no restart of the worker helps"
 
 
-async def test_the_only_record_there_is_cannot_kill_engines_for_ever(repository: Path) -> None:
+async def test_the_only_record_there_is_cannot_kill_engines_for_ever(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, "next_s", lambda _: 0.0)
     ends = Ends()
     async with serving(repository, ends, failpoint=f"before_run=kill@{MARK}") as registry:
         registry.submit([job(0, marked=True)])

@@ -164,6 +164,7 @@ def test_the_engines_memory_stays_within_its_bound(answers: Answers) -> None:
     assert after_kb - warm_kb < HOSTILE_KB
 
 
+@pytest.mark.long  # as test_outbox has it
 def test_failures_may_be_left_out_of_the_results(topics: Topics, crew: Crew) -> None:
     feed = Feed(topics)
     for key, value, headers in (

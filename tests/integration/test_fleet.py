@@ -166,6 +166,7 @@ def test_in_two_phases_nobody_switches_when_one_worker_refuses(
     ending(traffic, fleet, *good, bad)
 
 
+@pytest.mark.long  # simulated workers do so in test_cli_fleet, real ones in two phases
 def test_at_once_those_that_can_switch_and_who_cannot_says_why_and_serves_on(
     kafka: Stack, unique: str, tmp_path: Path, fleet: Fleet, crew: Crew, traffic: Traffic
 ) -> None:
@@ -241,6 +242,7 @@ def test_redis_killed_emptied_hung_or_set_back_changes_nothing_and_the_fleet_con
     account(traffic.topics, traffic.feed.sent, doomed=traffic.doomed)
 
 
+@pytest.mark.long  # the agent alone does so in test_agent
 def test_a_worker_starts_without_redis_from_what_it_remembers_else_from_its_settings(
     breakable_redis: Stack, unique: str, tmp_path: Path, crew: Crew, topics: Topics
 ) -> None:
@@ -290,6 +292,7 @@ def test_any_worker_may_die_in_a_rollout_and_who_joins_late_catches_up(
     ending(traffic, fleet, workers[1], late, repeats_max=4096)
 
 
+@pytest.mark.long  # a table in test_router and test_wanted
 def test_a_pin_holds_some_workers_and_a_record_that_asks_for_another_version_is_skipped(
     fleet: Fleet, crew: Crew, traffic: Traffic
 ) -> None:
@@ -334,6 +337,7 @@ def unpin(name: str, state: DesiredState, _: int) -> DesiredState:
     return edits.unpin(state, "digits", Selector(worker=name))
 
 
+@pytest.mark.long  # a worker of parts does so in test_membership and test_fleet
 def test_pause_resume_and_drain_by_command(fleet: Fleet, crew: Crew, traffic: Traffic) -> None:
     first, second = start(crew, traffic.topics, fleet, 2)
     traffic.until(lambda: len(traffic.tail.workers) == 2, "both serve")
@@ -358,6 +362,7 @@ def test_pause_resume_and_drain_by_command(fleet: Fleet, crew: Crew, traffic: Tr
     ending(traffic, fleet, first, second)
 
 
+@pytest.mark.long  # engines of scripts are replaced so in test_loading
 def test_reload_replaces_every_engine_one_worker_after_the_other(
     fleet: Fleet, crew: Crew, traffic: Traffic
 ) -> None:

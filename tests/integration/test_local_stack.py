@@ -289,6 +289,7 @@ def test_records_are_kept_from_down_to_the_next_up(kafka: Stack, tmp_path: Path)
 
 
 @pytest.mark.kafka
+@pytest.mark.long  # what Kafka is told stands in test_kafka; it starts one: 10 s
 def test_clients_are_told_the_proxy_in_front_of_a_broker(kafka: Stack, tmp_path: Path) -> None:
     del kafka  # skips this test where there is no Kafka
     (port,) = free_ports(1)

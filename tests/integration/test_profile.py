@@ -23,6 +23,7 @@ def profile(worker: Worker, *arguments: str) -> "subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
+@pytest.mark.long  # its parts are in test_engine_profile and test_profiler
 def test_a_worker_is_profiled_while_it_serves_and_loses_nothing(
     topics: Topics, crew: Crew, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_brokers_that_go_are_waited_for(
     traffic.close()
 
 
+@pytest.mark.long  # it waits in test_app; in the spine a broker comes back
 def test_a_worker_that_starts_without_brokers_waits_and_then_serves(
     breakable: Stack, broken_topics: Topics, crew: Crew
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_worker_that_waits_for_brokers_ends_at_a_signal(topics: Topics, crew: 
     assert worker.stop() == 0
 
 
+@pytest.mark.long  # a worker in this process does so in test_app
 def test_until_idle_serves_what_is_there_and_ends(topics: Topics, crew: Crew) -> None:
     feed = send_digits(topics, 120)
     worker = crew.start(topics, arguments=("--until-idle", "1"))
@@ -126,6 +128,7 @@ def test_until_idle_serves_what_is_there_and_ends(topics: Topics, crew: Crew) ->
     account(topics, feed.sent, doomed={})
 
 
+@pytest.mark.long  # a worker in this process does so in test_app
 def test_an_absent_topic_is_refused_and_named(topics: Topics, crew: Crew) -> None:
     worker = crew.start(topics, {"kafka": {"output_topic": "nowhere"}})
     assert worker.wait() == 5

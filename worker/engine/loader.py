@@ -124,6 +124,7 @@ def loaded(model: Model, limits: Limits, *, load_ms: float) -> Loaded:
             "refused": model.session.refused,
             "staging": model.staging,
         },
+        bound=model.session.bound is not None,
     )
 
 
@@ -285,6 +286,7 @@ def _rest(model: Model, batch: Array) -> None:
 
 
 def _taken_s(model: Model, batch: Array) -> float:
+    """Return what a batch takes; not how long it waited for one that a lane had run meanwhile."""
     begun_s = time.perf_counter()
     model.predictions(model.run(batch))
-    return time.perf_counter() - begun_s
+    return time.perf_counter() - begun_s - model.session.waited_s

@@ -6,8 +6,10 @@ in it. It must not know models.
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from math import isinf
 
 import structlog
@@ -76,7 +78,7 @@ class Device:
         """
         if self._clock_s() - self._answered_s < _ANSWERED_S:
             return
-        if (problem := await asyncio.to_thread(self._ask)) is not None:
+        if (problem := await _aside(self._ask)) is not None:
             raise DeviceError(problem)
         self._answered_s = self._clock_s()
 
@@ -109,3 +111,18 @@ class Device:
             log("device.state", device=self.uuid, state=self.state, before=before, why=self.why)
             for listener in tuple(self.listeners):
                 listener()
+
+
+async def _aside(ask: Callable[[], str | None]) -> str | None:
+    """Ask on a thread that Python does not wait for at its end, as it does for those of a pool."""
+    answer: Future[str | None] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - whoever awaits it gets it
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="driver", daemon=True).start()
+    return await asyncio.wrap_future(answer)

@@ -77,7 +77,7 @@ class Pool:
 
     @property
     def capacity_rows(self) -> int:
-        """Rows in its engines that keep their lanes busy: one batch for each."""
+        """Rows in its engines that keep them busy."""
         return sum(each.capacity_rows for each in self._on_cpu or self._engines)
 
     @property

@@ -12,6 +12,7 @@ import structlog
 
 from worker.errors import ChannelError, DarkroomError, DeviceError
 from worker.inference.backoff import Backoff
+from worker.inference.capacity import Capacity
 from worker.inference.device import Device
 from worker.inference.dispatcher import Dispatcher
 from worker.inference.engines import LOAD_DEADLINE_S, Engine, EngineSpec
@@ -103,15 +104,13 @@ class Supervisor:
 
     @property
     def capacity_rows(self) -> int:
-        """Rows in the engine that keep its lanes busy: one batch for each, as it makes them now."""
-        return self._spec.load.lanes * (self._window.cap if self._window else 1)
+        """Rows in the engine that keep it busy, in batches as it makes them now."""
+        return self._capacity.rows(self._window.cap if self._window else 1)
 
     @property
     def capacity_rate(self) -> float:
-        """Rows a second that its lanes can run, by what was measured while warming."""
-        times_ms = self._loaded.service_ms if self._loaded else {}
-        each_ms = min((ms / int(size) for size, ms in times_ms.items()), default=0.0)
-        return self._spec.load.lanes / each_ms * 1e3 if each_ms else 0.0
+        """Rows a second that it can run, by what was measured while warming; 0: not known."""
+        return self._capacity.rate
 
     @property
     def status(self) -> Status:
@@ -370,8 +369,8 @@ class Supervisor:
             _log.warning("engine.nodes_elsewhere", model=str(self._spec.ref), nodes=nodes)
 
     def _attached(self, engine: Engine) -> Attached:
-        spec, loaded, ref = self._spec, engine.loaded, self._spec.ref
-        self._window = Window(2 * spec.load.lanes, cap=loaded.max_size)
+        spec, loaded, ref, now = self._spec, engine.loaded, self._spec.ref, self._capacity
+        self._window = Window(2 * now.batches, cap=loaded.max_size, least=2 * now.lanes)
         return Attached(
             engine,
             self._window,
@@ -383,6 +382,10 @@ class Supervisor:
                 spec.fallback or loaded.fallback,
             ),
         )
+
+    @property
+    def _capacity(self) -> Capacity:
+        return Capacity.of(self._loaded, self._spec.load.lanes)
 
     def _watchdog_s(self, engine: Engine) -> float:
         if self._spec.watchdog_s is not None:

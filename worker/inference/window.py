@@ -1,4 +1,4 @@
-"""How many records an engine has at a time: enough to keep its lanes busy, no more.
+"""How many records an engine has at a time: enough to keep it busy, no more.
 
 What is inside an engine cannot be routed elsewhere, and is run again when the engine dies.
 """
@@ -14,15 +14,22 @@ _MEASURE_S = 0.25
 
 
 class Window:
-    """Counts what one engine serves; it has room for so many batches at least: two for each lane.
+    """Counts what one engine serves; it has room for so many batches at least.
 
-    `cap`: rows of a batch, as the engine says at first.
+    Twice as many as it has under way at once. `cap`: rows of a batch, as the engine says at first;
+    `least`: rows, however small its batches are.
     """
 
     def __init__(
-        self, batches: int, *, cap: int = 1, clock_s: Callable[[], float] = time.monotonic
+        self,
+        batches: int,
+        *,
+        cap: int = 1,
+        least: int = 0,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batches = batches
+        self._least = least
         self.cap = cap
         """As it said last."""
         self._clock_s = clock_s
@@ -34,7 +41,7 @@ class Window:
     @property
     def rows(self) -> int:
         """Records that may be inside at a time."""
-        return max(self._batches * self.cap, self._ahead_rows)
+        return max(self._batches * self.cap, self._least, self._ahead_rows)
 
     def seconds(self, rows: int) -> float:
         """Return how long so many records take at the rate of late; 0 before there is one."""

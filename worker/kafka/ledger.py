@@ -139,7 +139,7 @@ class Bound:
     """How much the worker may have in flight, from fetch to commit: records, bytes and seconds.
 
     Seconds: `rate x max_s` records, with the rate measured while there was something to do, and
-    never fewer than `floor` (what keeps the lanes busy), so that a revoke drains in about `max_s`;
+    never fewer than `floor` (it keeps the engines busy), so that a revoke drains in about `max_s`;
     but never more than what drains in `drain_s`, once a rate is measured or expected.
     """
 

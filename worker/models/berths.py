@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Collection, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -105,7 +106,7 @@ class Berths:
         """
         if berth.loaded:
             assert berth.pool is not None
-            berth.seen_bytes = sum(map(own_bytes, berth.pool.pids))
+            berth.seen_bytes = max(map(own_bytes, berth.pool.pids), default=0)
             berth.ending = self.retire(berth, berth.pool, berth.dispatcher, hurry=hurry)
 
     def retire(
@@ -129,21 +130,28 @@ class Berths:
         return berth.loaded
 
     async def make_room(
-        self, berth: Berth, files_bytes: int, *, spared: Berth | None, patient: bool
+        self,
+        berth: Berth,
+        files_bytes: int,
+        *,
+        engines: int | None = None,
+        spared: Berth | None,
+        patient: bool,
     ) -> None:
-        """End engines until there is room for one more of this version.
+        """End engines until there is room for so many of this version (None: as all have).
 
         Held versions go first, then those that were not used for a while. `patient`: records wait
         for it, so that others must give way when their turn is over, and it waits for that;
         `spared` never does. Raises ModelError(headroom).
         """
-        while (lack := self._lack(berth, files_bytes)) is not None:
+        lacks = partial(self._lack, berth, files_bytes, engines or self._engines)
+        while (lack := lacks()) is not None:
             self._moved.clear()
             others = [b for b in self if b.loaded and b not in {berth, spared}]
             victim = _victim(others, self._clock_s(), patient=patient)
             if self._stopping:
                 await asyncio.wait(self._stopping, return_when=asyncio.FIRST_COMPLETED)
-            elif victim is not None and (patient or self._suffices(berth, files_bytes, others)):
+            elif victim is not None and (patient or self._suffices(lacks, others)):
                 self.end(victim, hurry=victim.role is not Role.HELD)
             elif patient and others:
                 await self._look_again(others)
@@ -193,23 +201,23 @@ class Berths:
             self._crash = error
             _log.error("registry.failed", task=task.get_name(), exc_info=error)
 
-    def _suffices(self, berth: Berth, files_bytes: int, others: Collection[Berth]) -> bool:
+    def _suffices(self, lacks: Callable[..., str | None], others: Collection[Berth]) -> bool:
         """Whether there is room when all have given way that do now: else none is ended for it."""
         now_s = self._clock_s()
         going = {b.ref for b in others if _rank(b, now_s, patient=False) is not None}
-        return self._lack(berth, files_bytes, without=going) is None
+        return lacks(without=going) is None
 
     def _lack(
-        self, berth: Berth, files_bytes: int, *, without: Collection[ModelRef] = ()
+        self, berth: Berth, files_bytes: int, engines: int, *, without: Collection[ModelRef] = ()
     ) -> str | None:
         loaded = [b for b in self if b.loaded and b.ref not in without]
         running = [b.pool for b in loaded if b.pool is not None]
         running += self._stopping.values()
         alike = [b for b in self if b.ref.name == berth.ref.name]
         pools_alike = [b.pool for b in alike if b.pool is not None]
-        measured = [*(b.seen_bytes for b in alike)]
-        measured += [sum(map(own_bytes, pool.pids)) for pool in pools_alike]
-        need_bytes = expected_bytes(files_bytes, measured, engines=self._engines)
+        measured = [b.seen_bytes for b in alike]
+        measured += [own_bytes(pid) for pool in pools_alike for pid in pool.pids]
+        need_bytes = expected_bytes(files_bytes, measured, engines=engines)
         pids = [pid for pool in running for pid in pool.pids]
         return self._room.lack(need_bytes, len(running), pids)
 

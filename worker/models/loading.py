@@ -5,6 +5,7 @@ Loads of one version are shared, and one version loads at a time. It must not kn
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -166,16 +167,50 @@ class Loader:
                 vacant = berth.role is Role.SERVING or (
                     replaced is not None and not replaced.loaded
                 )
-                await self._berths.make_room(
-                    berth, found.files_bytes, spared=replaced, patient=ask.patient or vacant
+                await self._make_room(
+                    berth,
+                    found.files_bytes,
+                    spared=replaced,
+                    patient=ask.patient or vacant,
+                    beside=True,
                 )
                 await self._start(berth, found, ask)
 
+    async def _make_room(
+        self,
+        berth: Berth,
+        files_bytes: int,
+        *,
+        spared: Berth | None = None,
+        patient: bool,
+        beside: bool = False,
+    ) -> None:
+        """Make room for a version's engines; where as many as are best have none, for one.
+
+        `beside`: no less than all of them if another one may be stopped for it. Raises
+        ModelError(headroom).
+        """
+        room = partial(self._berths.make_room, berth, files_bytes, spared=spared, patient=patient)
+        berth.few = False
+        try:
+            await room()
+        except ModelError as error:
+            if not self._options.may_be_few or (beside and self._options.stop_first):
+                raise
+            lack = error.message
+        else:
+            return
+        await room(engines=1)
+        berth.few = True
+        _log.warning("model.one-engine", model=str(berth.ref), why=lack)
+
     async def _room_beside(self, berth: Berth, found: Found, spared: Berth | None = None) -> bool:
-        """Make room for one engine more; say whether there is any. Raises if there must be."""
+        """Make room for one version more; say whether there is any. Raises if there must be."""
         vacant = spared is not None and not spared.loaded
         try:
-            await self._berths.make_room(berth, found.files_bytes, spared=spared, patient=vacant)
+            await self._make_room(
+                berth, found.files_bytes, spared=spared, patient=vacant, beside=True
+            )
         except ModelError:
             if not self._options.stop_first:
                 raise
@@ -186,7 +221,7 @@ class Loader:
         old.stopped = True
         await self._berths.ended(old, hurry=True)
         try:
-            await self._berths.make_room(berth, found.files_bytes, spared=None, patient=False)
+            await self._make_room(berth, found.files_bytes, patient=False)
             await self._start(berth, found, ask)
         except DarkroomError:
             await self._restore(old)
@@ -196,7 +231,7 @@ class Loader:
         if old.version is None:
             return
         try:
-            await self._berths.make_room(old, 0, spared=None, patient=True)
+            await self._make_room(old, 0, patient=True)
             again = Ask(number=old.number, patient=True)
             await self._start(old, Found(old.version, 0), again)
         except DarkroomError as error:
@@ -219,7 +254,8 @@ class Loader:
 
     async def _warm(self, berth: Berth, found: Found, ask: Ask, dispatcher: Dispatcher) -> Pool:
         name = berth.ref.name
-        spec = self._spec(found.version, quiet=not ask.patient and bool(self._berths.loaded))
+        quiet = not ask.patient and bool(self._berths.loaded)
+        spec = self._spec(found.version, few=berth.few, quiet=quiet)
         pool = Pool(
             spec,
             dispatcher,
@@ -247,12 +283,12 @@ class Loader:
             pool.set_limits(limits)
         return pool
 
-    def _spec(self, version: Version, *, quiet: bool) -> PoolSpec:
+    def _spec(self, version: Version, *, few: bool, quiet: bool) -> PoolSpec:
         """Return an engine for each device and instance, and those that may serve on the CPU."""
         name, options = version.ref.name, self._options
         on_cpu = tuple(
             self._engine(version, share, quiet=quiet)
-            for share in self._terms.shares(name, options.on_cpu)
+            for share in self._terms.shares(name, 1 if few else options.on_cpu)
         )
         if not options.uuids:
             return PoolSpec(on_cpu)

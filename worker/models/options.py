@@ -91,6 +91,11 @@ class RegistryOptions(NamedTuple):
         return tuple(device.uuid for device in self.devices.chosen)
 
     @property
+    def may_be_few(self) -> bool:
+        """One engine of a version will do where there is no room for more: nobody said how many."""
+        return not self.uuids and self.on_cpu is None
+
+    @property
     def engines(self) -> int:
         """Engines of one version, at most."""
         on_cpu = CPU_ENGINES if self.on_cpu is None else self.on_cpu

@@ -120,7 +120,7 @@ class Registry:
 
     @property
     def capacity_rows(self) -> int:
-        """Rows in the engines that keep all lanes busy."""
+        """Rows in the engines that keep all of them busy."""
         return sum(pool.capacity_rows for pool in self._berths.loaded.values())
 
     @property

@@ -47,14 +47,14 @@ class Room:
 
 
 def expected_bytes(files_bytes: int, like: Iterable[int], *, engines: int = 1) -> int:
-    """Return what a version will need: as the largest of those alike, else a guess by its files.
+    """Return what so many engines of a version will need, each as the largest of those alike.
 
-    `like`: bytes of versions of the same model, 0 for those that are not known; `engines`: how many
-    each has. A version with much larger files than those had is guessed by them.
+    `like`: bytes of engines of the same model, 0 for those that are not known; where none is, it is
+    a guess by the version's files. So it is where these are much larger than those had.
     """
-    by_files = PER_FILE_BYTE * files_bytes * engines
+    by_files = PER_FILE_BYTE * files_bytes
     measured = max(like, default=0)
-    return max(measured, by_files) if measured else ENGINE_BYTES * engines + by_files
+    return engines * (max(measured, by_files) if measured else ENGINE_BYTES + by_files)
 
 
 def files_bytes(version: Version) -> int:

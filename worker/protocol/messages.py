@@ -64,6 +64,9 @@ class Loaded(NamedTuple):
     signature: dict[str, Any]
     """What the graph says: `inputs` and `outputs` (name, dtype, shape), `metadata`; then `nodes`
     (execution provider -> how many run there) and `refused` (why no better provider is used)."""
+    bound: bool
+    """Runs are bound and go one at a time, on `page.RUN_LANES` lanes of their own; else each of the
+    lanes may run a batch while the others do."""
 
 
 class LoadFailed(NamedTuple):

@@ -14,8 +14,13 @@ from tests.contract.engines import LIMITS, Engine, load
 from tests.unit.engine import graphs
 from tests.unit.engine.scripted import Device, kinds, types
 from tests.unit.engine.test_trouble import ARENA, ILLEGAL
+<<<<<<< HEAD
 from worker.engine import fold, host, loader, staging
 from worker.engine.loader import load_model
+=======
+from worker.engine import binding, fold, host, loader, staging
+from worker.engine.loader import load_model, loaded
+>>>>>>> s4-b
 from worker.engine.model import Model
 from worker.engine.session import Session, open_session
 from worker.errors import DeviceError, ModelError
@@ -57,6 +62,45 @@ def test_on_a_cpu_nothing_is_staged_by_itself(asked: Load) -> None:
     model = load_model(asked._replace(staging="auto"))
     assert (model.staging, model.session.bound) == ("no", None)
     assert not Path(asked.artifacts).exists()
+
+
+@pytest.mark.parametrize("staging_is", ["always", "never"])
+def test_it_says_whether_its_runs_are_bound(asked: Load, staging_is: str) -> None:
+    model = load_model(asked._replace(staging=staging_is))
+    assert loaded(model, LIMITS, load_ms=1.0).bound is (staging_is == "always")
+
+
+class Turn:
+    """Comes after `wait_s` of another run, on a clock that it moves; the run itself takes `run_s`.
+
+    It stands in the place of the lock, and of the clock of all who look at one.
+    """
+
+    def __init__(self, wait_s: float, run_s: float) -> None:
+        self._now_s = 0.0
+        self._wait_s, self._run_s = wait_s, run_s
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    perf_counter = monotonic
+
+    def __enter__(self) -> None:
+        self._now_s += self._wait_s
+
+    def __exit__(self, *_: object) -> None:
+        self._now_s += self._run_s
+
+
+def test_a_size_that_is_timed_while_lanes_run_costs_its_own_run_alone(
+    asked: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, turn = load_model(asked), Turn(wait_s=100.0, run_s=2.0)
+    assert model.session.bound is not None
+    for module in (loader, binding):
+        monkeypatch.setattr(module, "time", turn)
+    monkeypatch.setattr(model.session.bound, "_turn", turn)
+    assert loader._seconds_of(model, 2) == 2.0
 
 
 def test_a_graph_is_folded_once(asked: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ LOADED = Loaded(
     load_ms=1.0,
     service_ms={"1": 1.0, "4": 2.0},
     signature={},
+    bound=False,
 )
 
 
@@ -74,11 +75,11 @@ class Spawner:
         return _Thread(script, end)
 
 
-def loads(channel: Channel) -> Load:
+def loads(channel: Channel, loaded: Loaded = LOADED) -> Load:
     """Load, as every script does first."""
     load = channel.receive()
     assert isinstance(load, Load)
-    channel.send(LOADED)
+    channel.send(loaded)
     return load
 
 

@@ -1,6 +1,8 @@
 """A device that several engines share: real waits, a clock in the test's hand."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -102,3 +104,41 @@ async def test_a_driver_that_has_not_been_heard_of_late_is_asked_before_a_load()
         await device.answers()
     await device.answers()
     assert next(answers, "all were asked for") == "all were asked for"
+
+
+async def test_an_error_while_the_driver_is_asked_reaches_who_asked() -> None:
+    def ask() -> str | None:
+        raise MemoryError("no thread for its output")
+
+    clock = Clock()
+    device = Device("GPU-1", to_cpu=True, clock_s=clock, ask=ask)
+    clock.now_s += 60
+    with pytest.raises(MemoryError, match="no thread"):
+        await device.answers()
+
+
+_ENDS = """
+import asyncio, threading
+from worker.inference.device import Device
+
+async def main():
+    asked = threading.Event()
+
+    def ask():
+        asked.set()
+        threading.Event().wait()
+
+    clock = iter([0.0, 60.0])
+    device = Device("GPU-1", to_cpu=True, clock_s=lambda: next(clock), ask=ask)
+    asking = asyncio.create_task(device.answers())
+    while not asked.is_set():
+        await asyncio.sleep(0.001)
+    asking.cancel()
+
+asyncio.run(main())
+"""
+
+
+def test_a_worker_ends_while_a_driver_that_hangs_is_asked() -> None:
+    """One that waits for the answer never ends."""
+    subprocess.run([sys.executable, "-c", _ENDS], check=True, timeout=60)

@@ -4,6 +4,7 @@ import pytest
 
 from tests.unit.inference.jobs import jobs
 from tests.unit.inference.scripted import (
+    LOADED,
     Script,
     dies_of_first_row,
     loads,
@@ -202,3 +203,26 @@ async def test_no_engine_is_loaded_on_a_device_whose_driver_hangs_and_the_device
         assert states == [(DeviceState.RESTARTING, "it hangs"), (DeviceState.GPU_OK, None)]
         assert stage.spawn.started == 2, "the one that died, and the one that serves"
         assert said == []
+
+
+@pytest.mark.parametrize(
+    ("bound", "rows", "rate", "inside"), [(False, 2 * 4, 4000.0, 16), (True, 3 * 4, 2000.0, 24)]
+)
+async def test_an_engine_whose_runs_go_one_at_a_time_counts_as_one_that_runs(
+    *, bound: bool, rows: int, rate: float, inside: int
+) -> None:
+    taken: list[int] = []
+
+    def holds(channel: Channel, _: Page) -> None:
+        loads(channel, LOADED._replace(bound=bound))
+        for submit in submits(channel):
+            taken.extend(row.id for row in submit.rows)
+
+    async with started(holds) as stage:
+        supervisor = stage.supervisor
+        assert (supervisor.capacity_rows, supervisor.capacity_rate) == (rows, rate)
+        stage.work.submit(jobs(*range(100)))
+        await until(lambda: len(taken) >= inside)
+        assert stage.work.in_flight == 100
+        assert supervisor._window is not None
+        assert supervisor._window.rows == len(taken) == inside, "two of each batch under way"

@@ -9,7 +9,7 @@ class Clock:
         return self.now_s
 
 
-def test_a_slow_engine_has_two_batches_for_every_lane() -> None:
+def test_a_slow_engine_has_the_batches_that_it_was_given() -> None:
     clock = Clock()
     window = Window(64, clock_s=clock)
     for _ in range(10):
@@ -57,6 +57,13 @@ def test_it_follows_the_batches_that_the_engine_makes() -> None:
     assert window.rows == 64
     window.cap = 2
     assert window.rows == 8
+
+
+def test_it_has_room_for_some_rows_however_small_the_batches_are() -> None:
+    window = Window(6, cap=1, least=32, clock_s=Clock())
+    assert window.rows == 32
+    window.cap = 16
+    assert window.rows == 96
 
 
 def test_it_tells_how_long_records_take_at_the_rate_of_late() -> None:

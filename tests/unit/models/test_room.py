@@ -40,3 +40,8 @@ def test_an_engine_needs_what_those_alike_have_else_a_multiple_of_its_files(tmp_
 def test_the_first_engine_is_refused_by_no_guess() -> None:
     room = Room(1, 500 * MIB, resident=lambda _: 100 * MIB)
     assert room.lack(1000 * MIB, 0, []) is None
+
+
+def test_engines_need_each_what_one_of_those_alike_has() -> None:
+    assert expected_bytes(10 * MIB, [], engines=2) == 2 * (160 + 3 * 10) * MIB
+    assert expected_bytes(10 * MIB, [36 * MIB, 40 * MIB], engines=2) == 2 * 40 * MIB

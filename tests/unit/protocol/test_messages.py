@@ -58,7 +58,7 @@ def round_trip(message: Message) -> Message:
     "message",
     [
         Load("/models/m/1", "ab" * 32, 2, LIMITS, 1 << 30, "cpu", {"a": "1"}, None),
-        Loaded("cd", "CPU", "cpu", "fp32", False, 16, 4, 1.5, {"1": 2.0}, {"inputs": []}),
+        Loaded("cd", "CPU", "cpu", "fp32", False, 16, 4, 1.5, {"1": 2.0}, {"inputs": []}, True),
         LoadFailed("model", "no such input", "manifest.yaml", "inputs.x"),
         Load("/m", "ab", 2, LIMITED, 1 << 30, "cpu", {}, None, quiet=True),
         Load("/m", "ab", 2, LIMITS, 1, "cpu", {}, None, provider_options={"A": {"b": "1"}}),
