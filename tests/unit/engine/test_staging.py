@@ -14,13 +14,8 @@ from tests.contract.engines import LIMITS, Engine, load
 from tests.unit.engine import graphs
 from tests.unit.engine.scripted import Device, kinds, types
 from tests.unit.engine.test_trouble import ARENA, ILLEGAL
-<<<<<<< HEAD
-from worker.engine import fold, host, loader, staging
-from worker.engine.loader import load_model
-=======
 from worker.engine import binding, fold, host, loader, staging
 from worker.engine.loader import load_model, loaded
->>>>>>> s4-b
 from worker.engine.model import Model
 from worker.engine.session import Session, open_session
 from worker.errors import DeviceError, ModelError

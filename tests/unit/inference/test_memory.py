@@ -18,6 +18,7 @@ from worker.inference.memory import (
     engine_bytes,
     memory_of,
 )
+from worker.protocol.page import RUN_LANES
 from worker.types import Limits, ModelRef
 
 MB = 1_000_000
@@ -131,7 +132,6 @@ def test_an_accelerator_that_was_not_chosen_by_its_uuid_gets_one_engine(policy: 
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
     ("engine", "slabs"),
     [
         ({}, 3),
@@ -146,7 +146,9 @@ def test_lanes_that_only_run_have_slabs_too(engine: dict[str, str], slabs: int) 
     settings = Settings.model_validate({"engine": given, "batch": {"max_size": 8}})
     one, two = (memory_of(settings, {A: Footprint(0, size)}).engines[A] for size in (MB, 2 * MB))
     assert two - one == slabs * 8 * MB
-=======
+
+
+@pytest.mark.parametrize(
     ("policy", "staging", "counted"),
     [
         ("require-gpu", "auto", True),
@@ -160,11 +162,12 @@ def test_lanes_that_only_run_have_slabs_too(engine: dict[str, str], slabs: int) 
 def test_where_a_graph_is_folded_the_peak_of_that_counts_if_it_is_the_larger(
     policy: str, staging: str, *, counted: bool
 ) -> None:
-    engine = {"lanes": 1, "policy": policy, "staging": staging, "instances_per_device": 1}
-    settings = Settings.model_validate({"engine": engine})
-    small, large = (memory_of(settings, {A: Footprint(mb * MB, MB)}).engines[A] for mb in (1, 1000))
-    without = settings.model_copy(update={"engine": EngineSettings(lanes=1, policy="cpu")})
-    plain = memory_of(without, {A: Footprint(1000 * MB, MB)}).engines[A]
-    assert small == ENGINE_BYTES + (plain - ENGINE_BYTES) - 999 * 3 * MB, "decoding needs more"
-    assert large == (ENGINE_BYTES + 8000 * MB if counted else plain)
->>>>>>> s4-b
+    def needed(policy: str, staging: str, files_mb: int) -> int:
+        engine = {"lanes": 1, "policy": policy, "staging": staging, "instances_per_device": 1}
+        settings = Settings.model_validate({"engine": engine, "batch": {"max_size": 8}})
+        return memory_of(settings, {A: Footprint(files_mb * MB, 1)}).engines[A]
+
+    more = RUN_LANES * 8 if counted else 0
+    assert needed(policy, staging, 1) == needed("cpu", "never", 1) + more, "decoding needs more"
+    plain = needed("cpu", "never", 1000)
+    assert needed(policy, staging, 1000) == (ENGINE_BYTES + 8000 * MB if counted else plain)
