@@ -289,15 +289,20 @@ def test_a_file_may_name_versions_that_the_repository_has_and_the_fleet_does_not
 
 @pytest.mark.parametrize(
     ("text", "code", "told"),
-    [(None, 2, "does not exist"), ("models: [", 1, "fleet.yaml"), ("default: 7", 1, "schema")],
-    ids=["absent", "no YAML", "fields"],
+    [
+        (None, 2, "does not exist"),
+        (b"models: [", 1, "fleet.yaml"),
+        (b"default: 7", 1, "schema"),
+        (b"\x89PNG", 1, "fleet.yaml: cannot be read as text"),
+    ],
+    ids=["absent", "no YAML", "fields", "no text"],
 )
 def test_a_file_that_cannot_be_applied_is_told(
-    text: str | None, code: int, told: str, fleet: Fleet, tmp_path: Path
+    text: bytes | None, code: int, told: str, fleet: Fleet, tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text)
 
     result = fleet("apply", str(file))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.channels import FakeRedis
+from tests.channels import FakeChannel, FakeRedis
 from tests.unit.cli.fleets import Fleet, serving
 from tests.unit.control.states import state
 from worker.cli.fleet_rows import drawn, status_lines
@@ -120,6 +120,54 @@ def test_a_fleet_without_a_state_is_not_waited_for(fleet: Fleet) -> None:
     assert fleet("status", "--wait", "--watch").exit_code == 2
 
 
+def test_a_state_that_was_lost_is_waited_for_until_workers_put_it_back(
+    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.say(serving(state()))
+
+    class Restoring(FakeChannel):
+        async def read(self) -> bytes | None:
+            found = await super().read()
+            redis.store(state())
+            return found
+
+    monkeypatch.setattr("worker.cli.fleet_session.Channel", lambda _: Restoring(redis))
+
+    result = fleet("status", "--wait")
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "converged"), result.output
+
+
+@pytest.mark.parametrize("document", [None, b"?", b'{"generation": 6}'])
+def test_a_lost_state_that_nobody_puts_back_in_time_is_exit_code_8(
+    document: bytes | None, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.document = document
+    redis.say(serving(state()))
+
+    result = fleet("status", "--wait", "0")
+
+    assert result.exit_code == 8
+    assert "desired state" in result.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("document", "knows"), [(b"?", False), (b'{"generation": 7}', True)], ids=["nobody", "newer"]
+)
+def test_a_broken_state_that_no_worker_replaces_is_not_waited_for(
+    document: bytes, *, knows: bool, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.document = document
+    if knows:
+        redis.say(serving(state()))
+
+    result = fleet("status", "--wait")
+
+    assert result.exit_code == 1
+    assert "desired state" in result.stderr
+    assert "--supersede" in result.stderr
+
+
 def test_a_fleet_without_a_state_yet_is_not_said_to_lack_anything(
     fleet: Fleet, redis: FakeRedis
 ) -> None:
@@ -229,6 +277,17 @@ def test_a_change_that_cannot_be_read_does_not_hide_the_others(
 
     assert newest["changes"]
     assert "not JSON" in oldest["changes"][0]
+
+
+def test_a_time_that_no_calendar_has_hides_nothing(fleet: Fleet, redis: FakeRedis) -> None:
+    by_hand = state(written_at_ms=1_795_353_364_250_000)  # microseconds
+    redis.store(by_hand)
+    fleet("pause")
+    redis.entries[0] = redis.entries[0]._replace(at_ms=by_hand.written_at_ms)
+    redis.store(by_hand)
+
+    assert fleet("status").stdout.startswith("fleet default: generation 7, written by")
+    assert fleet("history").stdout.splitlines()[0].endswith("pause")
 
 
 def test_the_whole_state_is_shown_as_json(fleet: Fleet, redis: FakeRedis) -> None:
