@@ -55,6 +55,7 @@ async def _carry_out(options: Change, edit: Edit, words: Sequence[str]) -> int:
         )
         if not options.as_json:
             _tell(changed, dry_run=options.dry_run)
+        _warn_of_pins(changed, words)
         if isinstance(options, Selected) and options.words and words[0] in _HOLDING:
             _warn_of_nobody(options, await fleet.operator.look())
         last = None
@@ -138,6 +139,19 @@ def _warn_of_nobody(options: Selected, look: Look) -> None:
         there = ", ".join(sorted(look.members)) or "none"
         verb = "is" if meant.worker is not None else "has"
         say(f"warning: no worker that is alive {verb} {in_words(meant)}; there are: {there}")
+
+
+def _warn_of_pins(changed: Changed, words: Sequence[str]) -> None:
+    """Say which workers do not follow a version that is made active, or is so already."""
+    asked = {words[1]} if words[0] == "activate" else set()
+    for name in sorted(asked | changed.activates.keys()):
+        model = changed.after.models[name]
+        version = changed.activates.get(name, model.active)
+        for pin in model.pins:
+            if pin.version != version:
+                where = in_words(pin.workers)
+                undo = f"darkroom fleet unpin {name}"
+                say(f"warning: {name} stays pinned to {pin.version} on {where}: see {undo}")
 
 
 def _document(fleet: str, changed: Changed, last: Progress | None) -> dict[str, Any]:

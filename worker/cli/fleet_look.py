@@ -74,11 +74,25 @@ async def _watch(fleet: Fleet, *, as_json: bool) -> NoReturn:
             look = await fleet.operator.look()
             write_json(status_document(fleet.name, look), indent=False)
             await asyncio.sleep(_WATCH_S)
-    with Live(console=Console(), auto_refresh=False) as live:
+    console = Console()
+    if not console.is_terminal:
+        await _watch_lines(fleet)
+    with Live(console=console, auto_refresh=False) as live:
         while True:
             look = await fleet.operator.look()
             live.update(drawn(look, live.console.width), refresh=True)
             await asyncio.sleep(_WATCH_S)
+
+
+async def _watch_lines(fleet: Fleet) -> NoReturn:
+    """Write the status again whenever it is another one: for pipes and files."""
+    told: list[str] = []
+    while True:
+        lines = status_lines(await fleet.operator.look())
+        if lines != told:
+            write("\n".join(lines))
+        told = lines
+        await asyncio.sleep(_WATCH_S)
 
 
 def show(*, config: Config = None, as_json: Json = False) -> None:

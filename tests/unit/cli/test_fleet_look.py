@@ -321,3 +321,29 @@ def test_watching_goes_on_with_a_document_for_each_look(
 
     assert result.exit_code == 130
     assert [json.loads(line)["generation"] for line in result.stdout.splitlines()] == [7, 7]
+
+
+def test_watching_without_a_terminal_tells_what_changes(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, fleet: Fleet
+) -> None:
+    redis.store(state())
+    looks = 0
+
+    async def pause(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            redis.store(state(generation=8))
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("worker.cli.fleet_look.asyncio.sleep", pause)
+
+    result = fleet("status", "--watch")
+
+    assert result.exit_code == 130
+    titles = [line for line in result.stdout.splitlines() if line.startswith("fleet default")]
+    assert [title.split(",")[0] for title in titles] == [
+        "fleet default: generation 7",
+        "fleet default: generation 8",
+    ]
