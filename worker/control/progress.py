@@ -37,8 +37,11 @@ class Look(NamedTuple):
 
     @property
     def stuck(self) -> str | None:
-        """Why no state will be there that the fleet could be, unless somebody commands one."""
-        if self.fresh:
+        """Why no state will be there that the fleet could be, unless somebody commands one.
+
+        Who is not there yet may know one: a Redis that was emptied has lost its members too.
+        """
+        if self.fresh and self.members:
             return _NO_STATE_YET
         known = [ack.observed or 0 for ack in self.members.values() if ack.epoch]
         if self.broken is None or any((self.generation or 0) < observed for observed in known):

@@ -13,6 +13,7 @@ from tests.unit.cli.fleets import Fleet, serving
 from tests.unit.control.states import state
 from worker.cli.fleet_rows import drawn, status_lines
 from worker.control.answers import Answer, Code
+from worker.control.channel import Members
 from worker.control.messages import encode_state
 from worker.control.progress import Look
 
@@ -112,12 +113,40 @@ def test_a_status_that_does_not_come_in_time_is_exit_code_8(fleet: Fleet, redis:
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (8, "  no worker is alive")
 
 
-def test_a_fleet_without_a_state_is_not_waited_for(fleet: Fleet) -> None:
+def test_a_fleet_that_nobody_has_commanded_is_not_waited_for(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.say(serving(state(), epoch="", observed=None, generation=None, digest=None))
+
     result = fleet("status", "--wait")
 
     assert result.exit_code == 1
     assert "no state yet" in result.stderr
     assert fleet("status", "--wait", "--watch").exit_code == 2
+
+
+def test_a_redis_that_was_emptied_is_waited_for_until_workers_answer_again(
+    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Returning(FakeChannel):
+        async def members(self) -> Members:
+            found = await super().members()
+            redis.store(state())
+            redis.say(serving(state()))
+            return found
+
+    monkeypatch.setattr("worker.cli.fleet_session.Channel", lambda _: Returning(redis))
+
+    result = fleet("status", "--wait")
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "converged"), result.output
+
+
+def test_a_redis_that_stays_empty_is_exit_code_8(fleet: Fleet) -> None:
+    result = fleet("status", "--wait", "0")
+
+    assert result.exit_code == 8
+    assert result.stdout.startswith("no state yet")
 
 
 def test_a_state_that_was_lost_is_waited_for_until_workers_put_it_back(

@@ -124,3 +124,21 @@ def test_a_quick_command_loads_nothing_heavy(arguments: list[str], unwanted: set
     )
 
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "told"),
+    [
+        (">/dev/full", 1, "darkroom: standard output cannot be written: No space left on device\n"),
+        ("2>&-", 0, ""),
+        (">&-", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing_end_no_command_in_a_traceback(
+    streams: str, code: int, told: str
+) -> None:
+    command = f'"{sys.executable}" -m worker config show {streams}'
+
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (code, told)
