@@ -13,7 +13,6 @@ from tests.unit.cli.fleets import Fleet, serving
 from tests.unit.control.states import state
 from worker.cli.fleet_rows import drawn, status_lines
 from worker.control.answers import Answer, Code
-from worker.control.channel import Members
 from worker.control.messages import encode_state
 from worker.control.progress import Look
 
@@ -129,8 +128,8 @@ def test_a_redis_that_was_emptied_is_waited_for_until_workers_answer_again(
     fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Returning(FakeChannel):
-        async def members(self) -> Members:
-            found = await super().members()
+        async def read(self) -> bytes | None:  # after the members
+            found = await super().read()
             redis.store(state())
             redis.say(serving(state()))
             return found
