@@ -106,7 +106,7 @@ class Worker:
         """Its engine processes that there are now."""
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.process.pid).children()
-            return [child for child in children if "worker.engine" in child.cmdline()]
+            return [child for child in children if _is_engine(child)]
         return []
 
     @property
@@ -231,6 +231,12 @@ class Belongings:
         for pid in psutil.pids():
             found += [f"{link} held by {pid}" for link in _links(pid) if link in self.held]
         return found
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+        return "worker.engine" in process.cmdline()
+    return False
 
 
 def peak_kb(pid: int) -> int:

@@ -9,6 +9,7 @@ from tests.workers import Crew
 
 RECORDS = 3000
 BACKLOG = 400
+DEADLINE_S = 120.0
 HALF = digit(0)[: len(digit(0)) // 2]
 LARGE = [large(number, 500) for number in range(8)]
 """Decoding them takes milliseconds: so that there is always work in flight when a fault strikes."""
@@ -26,12 +27,12 @@ class Traffic:
         self.doomed: dict[bytes, str] = {}
         self._count = 0
 
-    def until(self, condition: Callable[[], bool], what: str, deadline_s: float = 120.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str) -> None:
         """Let traffic flow until the condition holds."""
-        end_s = time.monotonic() + deadline_s
+        end_s = time.monotonic() + DEADLINE_S
         while not condition():
             self._crew.check()
-            late = f"not in {deadline_s} s: {what}; {self.tail.workers}\n{self._crew.logs()}"
+            late = f"not in {DEADLINE_S} s: {what}; {self.tail.workers}\n{self._crew.logs()}"
             assert time.monotonic() < end_s, late
             self.top_up()
             self.tail.look(0.02)
@@ -62,7 +63,7 @@ class Traffic:
         while self._count < records:
             self.send()
         self.feed.flush()
-        self.tail.until(lambda: len(self.tail.ids) == self._count, f"{self._count} ids")
+        self.tail.until(lambda: len(self.tail.ids) == self._count, f"{self._count} ids", DEADLINE_S)
 
     def close(self) -> None:
         self.tail.close()

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from worker.demo.account import Report
+    from worker.demo.driver import Watcher
 
 EXAMPLE = "Example: darkroom demo --count 5000"
+_LINES = 12
+"""About so many tell of results where there is no terminal."""
 
 
 Count = Annotated[int, typer.Option(min=10, max=1_000_000, help="Records to send.")]
@@ -69,20 +72,26 @@ def demo(
         raise typer.Exit(1)
 
 
-class _Quiet:
+class _Lines:
     """Says what happens, a line at a time; for pipes and files."""
+
+    def __init__(self, count: int) -> None:
+        self._step = count // _LINES
+        self._told = 0
 
     def say(self, line: str) -> None:
         say(line)
 
     def sent(self, count: int) -> None:
-        pass
+        """Nothing: results follow at once."""
 
     def came(self, count: int, right_lately: float) -> None:
-        pass
+        if count - self._told >= self._step:
+            self._told = count
+            say(f"{count} results: {right_lately:.0%} of the last ones right")
 
 
-class _Bars(_Quiet):
+class _Bars:
     """Two bars: what was sent, and what came back."""
 
     def __init__(self, progress: "Progress", count: int) -> None:
@@ -102,9 +111,9 @@ class _Bars(_Quiet):
 
 
 @contextlib.contextmanager
-def _progress(count: int) -> Iterator[_Quiet]:
+def _progress(count: int) -> Iterator["Watcher"]:
     if not for_people():
-        yield _Quiet()
+        yield _Lines(count)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

@@ -26,6 +26,7 @@ from worker.control.catalogue import Catalogue
 from worker.control.content import parse_content
 from worker.control.edits import Terms
 from worker.control.messages import DesiredState, Selector
+from worker.errors import CommandError
 
 app = typer.Typer(
     help="Look at all workers of a fleet, and change what they serve.",
@@ -229,7 +230,7 @@ class Apply(Change):
 @takes(Apply)
 def apply(options: Apply) -> None:
     """Make the fleet what a YAML file says: models, versions, aliases, rules, splits, limits."""
-    content = parse_content(options.file.read_text("utf-8"), file=str(options.file))
+    content = parse_content(_text(options.file), file=str(options.file))
     carry_out(
         options,
         lambda state, _now, catalogue: edits.apply(
@@ -244,6 +245,13 @@ def apply(options: Apply) -> None:
 def abort(options: Change) -> None:
     """Give the rollout up that is under way; what is active stays so."""
     carry_out(options, lambda state, _now, _catalogue: edits.abort(state), ["abort"])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file}: cannot be read as text: {error}") from error
 
 
 def _hold(

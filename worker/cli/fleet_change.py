@@ -19,6 +19,7 @@ from worker.control.changes import in_words
 from worker.control.messages import DesiredState, Phase
 from worker.control.operator import Operator
 from worker.control.progress import Changed, Look, Outcome, Progress
+from worker.errors import ControlUnavailable
 
 Edit = Callable[[DesiredState, int, Catalogue], DesiredState]
 """(state, now in ms of Redis's clock, which versions there are) -> the next generation."""
@@ -54,11 +55,12 @@ async def _carry_out(options: Change, edit: Edit, words: Sequence[str]) -> int:
         )
         if not options.as_json:
             _tell(changed, dry_run=options.dry_run)
+        _warn_of_pins(changed, words)
         if isinstance(options, Selected) and options.words and words[0] in _HOLDING:
             _warn_of_nobody(options, await fleet.operator.look())
         last = None
         if options.wait_s is not None and not options.dry_run:
-            last = await watched(fleet.operator, changed, options.wait_s)
+            last = await _awaited(fleet.operator, changed, options.wait_s)
     code, meaning = MEANING[last.outcome] if last else (0, "")
     if options.as_json:
         write_json(_document(fleet.name, changed, last))
@@ -67,19 +69,32 @@ async def _carry_out(options: Change, edit: Edit, words: Sequence[str]) -> int:
     return code
 
 
-def deadline_s(wait_s: float, changed: Changed) -> float:
-    """Return how long to wait: as long as was said, else as long as the change may take."""
+async def _awaited(operator: Operator, changed: Changed, wait_s: float) -> Progress:
+    """Wait for what comes of a change; who hears no end of it learns that it is written."""
+    number = changed.after.generation
+    stands = f"generation {number} is written, workers go on with it: see darkroom fleet status"
+    try:
+        return await watched(operator, changed, deadline_s(wait_s, changed.after))
+    except ControlUnavailable as error:
+        raise ControlUnavailable(f"{error}\n{stands}") from error
+    except asyncio.CancelledError:  # by Ctrl-C
+        say(stands)
+        raise
+
+
+def deadline_s(wait_s: float, state: DesiredState | None) -> float:
+    """Return how long to wait for a state: as long as was said, else as it may take."""
     if math.isfinite(wait_s):
         return wait_s
-    rollout = changed.after.rollout
+    rollout = state.rollout if state is not None else None
     under_way = rollout is not None and rollout.phase is Phase.PREPARE
     return WAIT_S + (rollout.timeout_s if rollout is not None and under_way else 0.0)
 
 
-async def watched(operator: Operator, changed: Changed, wait_s: float) -> Progress:
-    """Wait for what comes of a change, and show each worker's answer meanwhile."""
+async def watched(operator: Operator, changed: Changed | None, wait_s: float) -> Progress:
+    """Wait for what comes of a change (None: of what is stored), and show the answers meanwhile."""
     with _view() as show:
-        return await operator.wait(changed, deadline_s=deadline_s(wait_s, changed), tell=show)
+        return await operator.wait(changed, deadline_s=wait_s, tell=show)
 
 
 @contextlib.contextmanager
@@ -124,6 +139,19 @@ def _warn_of_nobody(options: Selected, look: Look) -> None:
         there = ", ".join(sorted(look.members)) or "none"
         verb = "is" if meant.worker is not None else "has"
         say(f"warning: no worker that is alive {verb} {in_words(meant)}; there are: {there}")
+
+
+def _warn_of_pins(changed: Changed, words: Sequence[str]) -> None:
+    """Say which workers do not follow a version that is made active, or is so already."""
+    asked = {words[1]} if words[0] == "activate" else set()
+    for name in sorted(asked | changed.activates.keys()):
+        model = changed.after.models[name]
+        version = changed.activates.get(name, model.active)
+        for pin in model.pins:
+            if pin.version != version:
+                where = in_words(pin.workers)
+                undo = f"darkroom fleet unpin {name}"
+                say(f"warning: {name} stays pinned to {pin.version} on {where}: see {undo}")
 
 
 def _document(fleet: str, changed: Changed, last: Progress | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from worker.cli.fleet_change import MEANING, watched
+from worker.cli.fleet_change import MEANING, deadline_s, watched
 from worker.cli.fleet_options import WAIT, WAIT_S
 from worker.cli.fleet_rows import drawn, history_rows, status_document, status_lines
 from worker.cli.fleet_session import Fleet, connected
@@ -17,7 +17,6 @@ from worker.cli.options import Config, Json
 from worker.cli.terminal import say, write, write_json
 from worker.control.content import dump_content
 from worker.control.messages import encode_state
-from worker.control.progress import Changed
 from worker.errors import CommandError
 
 STATUS_EXAMPLE = "Example: darkroom fleet status --watch"
@@ -58,10 +57,9 @@ async def _status(config: Path | None, *, watch: bool, wait_s: float | None, as_
             await _watch(fleet, as_json=as_json)
         look, code = await fleet.operator.look(), 0
         if wait_s is not None:
-            if look.state is None:
-                raise CommandError(look.lacks[0])
-            as_it_is = Changed(look.state, look.state, written=False)
-            progress = await watched(fleet.operator, as_it_is, wait_s)
+            if look.stuck is not None:
+                raise CommandError(look.stuck)
+            progress = await watched(fleet.operator, None, deadline_s(wait_s, look.state))
             look, (code, _) = progress.look, MEANING[progress.outcome]
         if as_json:
             write_json(status_document(fleet.name, look))
@@ -76,11 +74,25 @@ async def _watch(fleet: Fleet, *, as_json: bool) -> NoReturn:
             look = await fleet.operator.look()
             write_json(status_document(fleet.name, look), indent=False)
             await asyncio.sleep(_WATCH_S)
-    with Live(console=Console(), auto_refresh=False) as live:
+    console = Console()
+    if not console.is_terminal:
+        await _watch_lines(fleet)
+    with Live(console=console, auto_refresh=False) as live:
         while True:
             look = await fleet.operator.look()
             live.update(drawn(look, live.console.width), refresh=True)
             await asyncio.sleep(_WATCH_S)
+
+
+async def _watch_lines(fleet: Fleet) -> NoReturn:
+    """Write the status again whenever it is another one: for pipes and files."""
+    told: list[str] = []
+    while True:
+        lines = status_lines(await fleet.operator.look())
+        if lines != told:
+            write("\n".join(lines))
+        told = lines
+        await asyncio.sleep(_WATCH_S)
 
 
 def show(*, config: Config = None, as_json: Json = False) -> None:

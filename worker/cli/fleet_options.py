@@ -131,9 +131,11 @@ class Selected(Change):
 
 def selector(labels: Sequence[str] | None, worker: str | None) -> Selector:
     """Return which workers `--label` and `--worker` mean. Raises BadParameter."""
+    if worker == "":  # an empty variable of a script: it must not mean all of them
+        raise typer.BadParameter("expected the id of a worker", param_hint="'--worker'")
     if labels and worker:
         raise typer.BadParameter("either --label or --worker", param_hint="'--worker'")
-    return Selector(worker or None, frozen(pairs(labels, "--label")))
+    return Selector(worker, frozen(pairs(labels, "--label")))
 
 
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:

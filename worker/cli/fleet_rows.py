@@ -23,6 +23,8 @@ _CUT = ("worker", "models")
 """Columns whose cells are cut in the middle where it is narrower still."""
 _CUT_CHARS = 12
 """So much is left of them."""
+_LAST_MS = 253_402_128_000_000
+"""9999-12-30, which every time zone has."""
 
 
 def status_document(fleet: str, look: Look) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def history_rows(entries: Sequence[Entry], count: int) -> list[dict[str, Any]]:
             break
         before = states[number + 1] if number + 1 < len(states) else None
         changes = [state] if isinstance(state, str) else _between(_known(before), state)
-        stamp = datetime.fromtimestamp(entry.at_ms / 1000, UTC).astimezone()
+        stamp = _local(entry.at_ms)
         rows.append(
             {
                 "generation": entry.generation,
@@ -145,9 +147,14 @@ def _title(look: Look) -> str:
     state = look.state
     if state is None:
         return look.lacks[0]
-    stamp = datetime.fromtimestamp(state.written_at_ms / 1000, UTC).astimezone()
+    stamp = _local(state.written_at_ms)
     written = f"written by {state.written_by} at {stamp:%Y-%m-%d %H:%M:%S}"
     return f"fleet {state.fleet}: generation {state.generation}, {written}"
+
+
+def _local(at_ms: int) -> datetime:
+    """Return a time as it is here; one that no calendar has (by hand, not in ms) is the last."""
+    return datetime.fromtimestamp(min(at_ms, _LAST_MS) / 1000, UTC).astimezone()
 
 
 def _worker(ack: Ack, reason: str | None) -> dict[str, Any]:

@@ -1,7 +1,22 @@
 """What commands print: documents on standard output, everything else on standard error."""
 
+import os
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
+
+from worker.errors import CommandError
+
+
+def hold_streams() -> None:
+    """Let what is written to a stream that was closed before we began go nowhere.
+
+    And let no socket get its number.
+    """
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
+    if sys.stderr is None:
+        sys.stderr = _nowhere()
 
 
 def say(text: str) -> None:
@@ -10,8 +25,14 @@ def say(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """Write a line of a document; flushed, because readers follow."""
-    print(text, flush=True)  # noqa: T201 - cli is the one place that prints
+    """Write a line of a document; flushed, because readers follow. Raises CommandError."""
+    try:
+        print(text, flush=True)  # noqa: T201 - cli is the one place that prints
+    except BrokenPipeError:
+        raise  # a reader that has seen enough, like head: typer ends quietly
+    except OSError as error:
+        sys.stdout = _nowhere()  # else what is left is tried again, and told of, at the end
+        raise CommandError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def write_json(document: Any, *, indent: bool = True) -> None:
@@ -25,3 +46,7 @@ def write_json(document: Any, *, indent: bool = True) -> None:
 def for_people() -> bool:
     """Say whether progress bars make sense: standard error is a terminal."""
     return sys.stderr.isatty()
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w")

@@ -270,6 +270,7 @@ _ADVICE = {
     "BUSY": "a script of somebody else runs and does not end",
     "MOVED": "control.url must name the node of the cluster that has this fleet's keys",
     "CLUSTERDOWN": "its cluster is not whole",
+    "DB index": "control.url names a database that it does not have",
     "WRONGTYPE": "somebody else's value is there; delete the key",
 }
 """Redis's own words for a refusal -> what to do."""

@@ -327,5 +327,8 @@ def _released(orders: tuple[Order, ...], workers: Selector, what: str) -> tuple[
     left = tuple(order for order in orders if order.workers != workers)
     if left == orders:
         held = "; ".join(in_words(order.workers) for order in orders)
-        raise CommandError(f"{what} on {held}: not on {in_words(workers)} by itself")
+        raise CommandError(
+            f"{what} on {held}: not on {in_words(workers)} by itself; name one of those, or no"
+            " workers for all"
+        )
     return left

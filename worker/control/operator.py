@@ -113,11 +113,15 @@ class Operator:
             raise ControlUnavailable(told) from error
 
     async def wait(
-        self, change: Changed, *, deadline_s: float, tell: Callable[[Progress], None] = _nobody
+        self,
+        change: Changed | None,
+        *,
+        deadline_s: float,
+        tell: Callable[[Progress], None] = _nobody,
     ) -> Progress:
         """Wait until it is decided what comes of a change; `tell` of every look meanwhile.
 
-        Raises ControlUnavailable.
+        None: of whatever is stored. Raises ControlUnavailable.
         """
         until_s = time.monotonic() + deadline_s
         while True:

@@ -36,6 +36,19 @@ class Look(NamedTuple):
         return nothing and not any(ack.epoch for ack in self.members.values())
 
     @property
+    def stuck(self) -> str | None:
+        """Why no state will be there that the fleet could be, unless somebody commands one.
+
+        Who is not there yet may know one: a Redis that was emptied has lost its members too.
+        """
+        if self.fresh and self.members:
+            return _NO_STATE_YET
+        known = [ack.observed or 0 for ack in self.members.values() if ack.epoch]
+        if self.broken is None or any((self.generation or 0) < observed for observed in known):
+            return None  # it is there, or a worker puts its own back
+        return f"{self.broken}\nno worker replaces it: any command with --supersede does"
+
+    @property
     def lacks(self) -> list[str]:
         """What the fleet lacks to be what its state says, in words; none: it has converged."""
         if self.fresh:
@@ -112,14 +125,17 @@ class Progress(NamedTuple):
     """Why it is that, in words; none when it has converged."""
 
 
-def progress_of(change: Changed, look: Look, *, late: bool) -> Progress:
-    """Return how far a change has come by what is seen now; `late`: its time is over."""
-    ended = _ended(change, look)
+def progress_of(change: Changed | None, look: Look, *, late: bool) -> Progress:
+    """Return how far a change has come by what is seen now; `late`: its time is over.
+
+    None: how far the fleet has come to be what is stored, whoever wrote that.
+    """
+    ended = None if change is None else _ended(change, look)
     if ended is not None:
         return ended
     lacks, refusing = tuple(look.lacks), look.refusing
     outcome = Outcome.WAITING
-    if not lacks and _seen(change, look):
+    if not lacks and (change is None or _seen(change, look)):
         outcome = Outcome.CONVERGED
     elif refusing and (late or len(refusing) == len(lacks)):
         outcome = Outcome.REFUSED

@@ -26,7 +26,9 @@ def step(
     """Return the state that follows (who writes it says so in it); None: there is none yet.
 
     `members` are those that are alive, by Redis's clock, as `now_ms` is. `unreadable`: more of
-    them, and why nobody can tell what they answer: they count, as not prepared. In this order:
+    them, and why nobody can tell what they answer. In two phases they count, as not prepared:
+    nobody switches before all have proven the version. A rolling reload proves nothing, and goes
+    on without them: they do their part when its end is in the state. In this order:
 
     - Nothing follows a rollout that has ended, nor a state that a member has seen a newer one of.
     - A member that refuses its part aborts the rollout, and so does the timeout.
@@ -93,9 +95,16 @@ def _end(
     if now_ms - rollout.started_at_ms > rollout.timeout_s * 1000:
         return aborted(state, _timed_out(rollout, acks, unprepared, unreadable))
     prepared = len(acks) - len(unprepared)
-    if prepared >= (rollout.quorum or max(1, len(acks) + len(unreadable))):
+    if prepared >= _needed(rollout, acks, unreadable):
         return _in_force(state, rollout)
     return None
+
+
+def _needed(rollout: Rollout, acks: Mapping[str, Ack], unreadable: Mapping[str, str]) -> int:
+    """Return how many must be prepared."""
+    if rollout.quorum is not None:
+        return rollout.quorum
+    return max(1, len(acks) + (len(unreadable) if rollout.mode is Mode.TWO_PHASE else 0))
 
 
 def _unprepared(rollout: Rollout, acks: Mapping[str, Ack]) -> dict[str, Ack]:
@@ -142,8 +151,7 @@ def _timed_out(
     after = f"not done within {rollout.timeout_s:g} s"
     if not acks and not unreadable:
         return f"{after}: no worker was alive"
-    alive = len(acks) + len(unreadable)
-    prepared, needed = len(acks) - len(unprepared), rollout.quorum or alive
+    prepared, needed = len(acks) - len(unprepared), _needed(rollout, acks, unreadable)
     missing = [
         f"{worker} ({said(ack)})"
         if worker in rollout.admitted

@@ -235,6 +235,21 @@ def test_a_selection_that_means_nobody_is_written_and_warned_of(
     assert bool(result.stderr) == bool(warned)
 
 
+def test_who_activates_is_warned_of_workers_that_are_pinned_to_another_version(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.store(state())
+    redis.say(serving(state(), labels={"zone": "a"}))
+    pinned = fleet("pin", "digits", "1", "--label", "zone=a")
+    warned = fleet("activate", "digits", "2"), fleet("activate", "digits", "2")
+    back = fleet("rollback")
+
+    told = "warning: digits stays pinned to 1 on label zone=a: see darkroom fleet unpin digits\n"
+    assert [result.stderr for result in warned] == [told, told]
+    assert warned[1].stdout.startswith("nothing to change")
+    assert (pinned.stderr, back.stderr) == ("", "")
+
+
 def test_a_dry_run_tells_in_words_and_writes_nothing(fleet: Fleet, redis: FakeRedis) -> None:
     redis.store(state())
 
@@ -289,15 +304,20 @@ def test_a_file_may_name_versions_that_the_repository_has_and_the_fleet_does_not
 
 @pytest.mark.parametrize(
     ("text", "code", "told"),
-    [(None, 2, "does not exist"), ("models: [", 1, "fleet.yaml"), ("default: 7", 1, "schema")],
-    ids=["absent", "no YAML", "fields"],
+    [
+        (None, 2, "does not exist"),
+        (b"models: [", 1, "fleet.yaml"),
+        (b"default: 7", 1, "schema"),
+        (b"\x89PNG", 1, "fleet.yaml: cannot be read as text"),
+    ],
+    ids=["absent", "no YAML", "fields", "no text"],
 )
 def test_a_file_that_cannot_be_applied_is_told(
-    text: str | None, code: int, told: str, fleet: Fleet, tmp_path: Path
+    text: bytes | None, code: int, told: str, fleet: Fleet, tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text)
 
     result = fleet("apply", str(file))
 

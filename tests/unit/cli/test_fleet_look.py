@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.channels import FakeRedis
+from tests.channels import FakeChannel, FakeRedis
 from tests.unit.cli.fleets import Fleet, serving
 from tests.unit.control.states import state
 from worker.cli.fleet_rows import drawn, status_lines
@@ -112,12 +112,88 @@ def test_a_status_that_does_not_come_in_time_is_exit_code_8(fleet: Fleet, redis:
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (8, "  no worker is alive")
 
 
-def test_a_fleet_without_a_state_is_not_waited_for(fleet: Fleet) -> None:
+def test_a_fleet_that_nobody_has_commanded_is_not_waited_for(
+    fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.say(serving(state(), epoch="", observed=None, generation=None, digest=None))
+
     result = fleet("status", "--wait")
 
     assert result.exit_code == 1
     assert "no state yet" in result.stderr
     assert fleet("status", "--wait", "--watch").exit_code == 2
+
+
+def test_a_redis_that_was_emptied_is_waited_for_until_workers_answer_again(
+    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Returning(FakeChannel):
+        async def read(self) -> bytes | None:  # after the members
+            found = await super().read()
+            redis.store(state())
+            redis.say(serving(state()))
+            return found
+
+    monkeypatch.setattr("worker.cli.fleet_session.Channel", lambda _: Returning(redis))
+
+    result = fleet("status", "--wait")
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "converged"), result.output
+
+
+def test_a_redis_that_stays_empty_is_exit_code_8(fleet: Fleet) -> None:
+    result = fleet("status", "--wait", "0")
+
+    assert result.exit_code == 8
+    assert result.stdout.startswith("no state yet")
+
+
+def test_a_state_that_was_lost_is_waited_for_until_workers_put_it_back(
+    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.say(serving(state()))
+
+    class Restoring(FakeChannel):
+        async def read(self) -> bytes | None:
+            found = await super().read()
+            redis.store(state())
+            return found
+
+    monkeypatch.setattr("worker.cli.fleet_session.Channel", lambda _: Restoring(redis))
+
+    result = fleet("status", "--wait")
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "converged"), result.output
+
+
+@pytest.mark.parametrize("document", [None, b"?", b'{"generation": 6}'])
+def test_a_lost_state_that_nobody_puts_back_in_time_is_exit_code_8(
+    document: bytes | None, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.document = document
+    redis.say(serving(state()))
+
+    result = fleet("status", "--wait", "0")
+
+    assert result.exit_code == 8
+    assert "desired state" in result.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("document", "knows"), [(b"?", False), (b'{"generation": 7}', True)], ids=["nobody", "newer"]
+)
+def test_a_broken_state_that_no_worker_replaces_is_not_waited_for(
+    document: bytes, *, knows: bool, fleet: Fleet, redis: FakeRedis
+) -> None:
+    redis.document = document
+    if knows:
+        redis.say(serving(state()))
+
+    result = fleet("status", "--wait")
+
+    assert result.exit_code == 1
+    assert "desired state" in result.stderr
+    assert "--supersede" in result.stderr
 
 
 def test_a_fleet_without_a_state_yet_is_not_said_to_lack_anything(
@@ -231,6 +307,17 @@ def test_a_change_that_cannot_be_read_does_not_hide_the_others(
     assert "not JSON" in oldest["changes"][0]
 
 
+def test_a_time_that_no_calendar_has_hides_nothing(fleet: Fleet, redis: FakeRedis) -> None:
+    by_hand = state(written_at_ms=1_795_353_364_250_000)  # microseconds
+    redis.store(by_hand)
+    fleet("pause")
+    redis.entries[0] = redis.entries[0]._replace(at_ms=by_hand.written_at_ms)
+    redis.store(by_hand)
+
+    assert fleet("status").stdout.startswith("fleet default: generation 7, written by")
+    assert fleet("history").stdout.splitlines()[0].endswith("pause")
+
+
 def test_the_whole_state_is_shown_as_json(fleet: Fleet, redis: FakeRedis) -> None:
     redis.store(state())
 
@@ -262,3 +349,29 @@ def test_watching_goes_on_with_a_document_for_each_look(
 
     assert result.exit_code == 130
     assert [json.loads(line)["generation"] for line in result.stdout.splitlines()] == [7, 7]
+
+
+def test_watching_without_a_terminal_tells_what_changes(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, fleet: Fleet
+) -> None:
+    redis.store(state())
+    looks = 0
+
+    async def pause(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            redis.store(state(generation=8))
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("worker.cli.fleet_look.asyncio.sleep", pause)
+
+    result = fleet("status", "--watch")
+
+    assert result.exit_code == 130
+    titles = [line for line in result.stdout.splitlines() if line.startswith("fleet default")]
+    assert [title.split(",")[0] for title in titles] == [
+        "fleet default: generation 7",
+        "fleet default: generation 8",
+    ]

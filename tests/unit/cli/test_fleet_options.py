@@ -93,10 +93,11 @@ def test_workers_are_meant_by_label_or_id_or_all(arguments: list[str], meant: Se
         (["zone"], None, "'zone': expected NAME=VALUE"),
         (["=a"], None, "'=a': expected NAME=VALUE"),
         (["zone=a"], "w-1", "either --label or --worker"),
+        (None, "", "expected the id of a worker"),
     ],
 )
 def test_a_selection_that_means_nobody_is_a_wrong_argument(
-    labels: list[str], worker: str | None, told: str
+    labels: list[str] | None, worker: str | None, told: str
 ) -> None:
     with pytest.raises(typer.BadParameter, match=told):
         selector(labels, worker)

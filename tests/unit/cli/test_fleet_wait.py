@@ -1,6 +1,7 @@
 """`darkroom fleet ... --wait` on a Redis in memory: what is told meanwhile, and the exit codes."""
 
 import json
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,6 @@ from worker.cli.fleet_change import deadline_s
 from worker.control.answers import Ack, Answer, Code
 from worker.control.documents import parse_state
 from worker.control.messages import DesiredState, Phase
-from worker.control.progress import Changed
 from worker.control.rollout import aborted
 
 
@@ -101,6 +101,42 @@ def test_with_wait_workers_that_take_longer_are_exit_code_8(fleet: Fleet, redis:
     assert "w-1: has not seen generation 8 yet" in result.stdout
 
 
+def test_a_redis_that_dies_meanwhile_is_exit_code_7_and_what_was_written_stands(
+    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.store(state())
+
+    def die(by: DesiredState) -> Ack:
+        redis.down = True
+        return serving(by)
+
+    answer(monkeypatch, redis, die)
+
+    result = fleet("activate", "digits", "2", "--wait", "--json")
+
+    assert (result.exit_code, result.stdout) == (7, "")
+    assert "Redis does not answer\ngeneration 8 is written" in result.stderr
+
+
+def test_who_interrupts_the_waiting_learns_that_the_change_stands(
+    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.store(state())
+
+    def interrupt(by: DesiredState) -> Ack:
+        signal.raise_signal(signal.SIGINT)
+        return serving(by)._replace(observed=7)
+
+    answer(monkeypatch, redis, interrupt)
+
+    result = fleet("activate", "digits", "2", "--wait")
+
+    assert result.exit_code == 130
+    told = result.stderr.splitlines()[-2:]
+    assert told[0].startswith("generation 8 is written, workers go on with it")
+    assert told[1] == "darkroom: interrupted"
+
+
 def test_the_json_of_a_change_is_one_document(
     fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +165,5 @@ def test_who_gives_no_seconds_waits_as_long_as_the_rollout_may_take(
 ) -> None:
     redis.store(state())
     fleet("activate", "digits", "2", "--two-phase", "--timeout", str(timeout_s))
-    changed = Changed(state(), redis.state, written=True)
 
-    assert deadline_s(wait_s, changed) == within_s
+    assert deadline_s(wait_s, redis.state) == within_s

@@ -124,3 +124,24 @@ def test_a_quick_command_loads_nothing_heavy(arguments: list[str], unwanted: set
     )
 
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("config show >/dev/full", 1, "written: No space left on device"),
+        ("config show >&-", 0, ""),
+        ("fleet status 2>&-", 7, ""),
+    ],
+)
+def test_streams_that_take_nothing_end_no_command_in_a_traceback(
+    words: str, code: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARKROOM_CONTROL__URL", "redis://127.0.0.1:1/0")
+    command = f'"{sys.executable}" -m worker {words}'
+
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

@@ -71,6 +71,7 @@ REFUSALS = [
     ("BUSY Redis is busy", "BUSY Redis is busy: a script of somebody else"),
     ("MOVED 1 here:1", "MOVED 1 here:1: control.url must name the node"),
     ("CLUSTERDOWN Hash slot", "CLUSTERDOWN Hash slot: its cluster is not whole"),
+    ("ERR DB index is out of range", "DB index is out of range: control.url names a database"),
     ("WRONGTYPE Operation against", "WRONGTYPE Operation against: somebody else's value"),
     ("ERR the keys must be", "the keys must be"),
     ("ERR unknown command", "unknown command"),

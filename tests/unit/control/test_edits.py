@@ -301,12 +301,18 @@ GOING = "a rollout of digits 2 is under way (r-1): wait for its end, or abort it
         (
             digits(pins=(PinOrder("1"), PinOrder("2", ZONE_A))),
             lambda s: edits.unpin(s, "digits", W_1),
-            "digits is pinned on the whole fleet; label zone=a: not on worker w-1 by itself",
+            (
+                "digits is pinned on the whole fleet; label zone=a: not on worker w-1 by itself;"
+                " name one of those, or no workers for all"
+            ),
         ),
         (
             STATE._replace(holds=(Hold(Action.PAUSE),)),
             lambda s: edits.resume(s, W_1),
-            "records are held on the whole fleet: not on worker w-1 by itself",
+            (
+                "records are held on the whole fleet: not on worker w-1 by itself;"
+                " name one of those, or no workers for all"
+            ),
         ),
         (
             STATE,

@@ -145,6 +145,29 @@ def test_a_member_whose_answer_cannot_be_read_takes_no_turn_and_a_quorum_needs_i
     assert done.models["digits"].active == "2"
 
 
+@pytest.mark.parametrize("quorum", [None, 1])
+def test_a_reload_needs_nothing_of_a_member_whose_answer_cannot_be_read(
+    quorum: int | None,
+) -> None:
+    state = preparing("a", mode=Mode.ROLLING, reload=3, quorum=quorum)
+    waiting = step(state, members(ack("a")), NOW_MS, unreadable=UNREADABLE)
+    done = step(state, members(ack("a", **READY)), NOW_MS, unreadable=UNREADABLE)
+    assert waiting is None
+    assert done is not None
+    assert done.rollout is not None
+    assert (done.rollout.phase, done.models["digits"].reload) == (Phase.DONE, 3)
+
+
+def test_a_reload_that_only_members_whose_answers_cannot_be_read_live_for_is_given_up() -> None:
+    state = preparing(mode=Mode.ROLLING, reload=3, timeout_s=1.5)
+    assert step(state, {}, NOW_MS, unreadable=UNREADABLE) is None
+    late = step(state, {}, NOW_MS + 1501, unreadable=UNREADABLE)
+    assert late is not None
+    assert late.rollout is not None
+    assert (late.rollout.phase, late.models) == (Phase.ABORTED, state.models)
+    assert "z (answer: state: missing)" in (late.rollout.reason or "")
+
+
 def test_a_quorum_that_was_not_alive_is_the_reason_of_the_timeout() -> None:
     _, rollout = stepped(preparing("a", quorum=3), ack("a", **READY), after_ms=600_001)
     assert rollout.reason == "not done within 600 s: 1 of 3 prepared"
