@@ -19,7 +19,7 @@ import orjson
 from worker.engine.artifacts import folder_of, hold
 from worker.engine.batcher import Bounds
 from worker.engine.contract import Agreement, agree
-from worker.engine.costs import Costs
+from worker.engine.costs import BESIDE_S, Costs
 from worker.engine.labels import read_labels
 from worker.engine.model import Array, Heads, Model, Proof, same
 from worker.engine.providers import CPU
@@ -262,7 +262,7 @@ def _costs(session: Session, agreement: Agreement, *, staged: bool) -> Costs:
     """
     fixed = agreement.fixed_batch
     exact = fixed is None and session.stamp.provider == CPU and not staged
-    return Costs(exact=exact, first=fixed or 1)
+    return Costs(exact=exact, first=fixed or 1, beside_s=BESIDE_S)
 
 
 def _seconds_of(model: Model, rows: int) -> float:

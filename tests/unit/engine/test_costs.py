@@ -1,5 +1,7 @@
 """The cost table: what is warmed, what is learned, and the size that follows."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,3 +211,30 @@ def test_whatever_is_measured_the_cap_is_allowed_and_larger_in_a_backlog(
     for ready, taken in enumerate(costs.takes(cap)[1:], start=1):
         assert 1 <= taken <= ready
         assert costs.whole(taken) <= max(costs.whole(cap), cap)
+
+
+def test_sizes_that_run_tell_together_once_that_the_machine_became_slower() -> None:
+    costs = table({1: 1.0, 2: 2.0, 4: 4.0, 64: 64.0}, exact=False)
+    for _ in range(200):
+        for size in (1, 2, 4):
+            costs.observe(size, 2 * size / 1e3)
+    assert costs.times_s[64] == pytest.approx(0.128, rel=0.05), "not 2 x 2 x 2 of what it was"
+
+
+def test_a_size_that_does_not_run_is_not_carried_off_by_the_noise_of_those_that_do() -> None:
+    costs, draw = linear(0.06, 0.1), random.Random(5)
+    for _ in range(20_000):
+        size = draw.randint(1, 8)
+        costs.observe(size, (0.1 + 0.06 * size) / 1e3 * draw.choice((0.5, 0.75, 1.75)))
+    assert 0.5 < costs.times_s[64] / (3.94 / 1e3) < 2.0
+
+
+@pytest.mark.parametrize(("beside_ms", "knee"), [(0.0, 4), (0.25, 32)])
+def test_what_a_batch_costs_beside_its_run_makes_larger_ones_efficient(
+    beside_ms: float, knee: int
+) -> None:
+    costs = Costs(beside_s=beside_ms / 1e3)
+    for size in (1, 2, 4, 8, 16, 32, 64):
+        costs.seed(size, (0.02 + 0.1 * size) / 1e3)
+    assert costs.knee(64) == knee
+    assert costs.cap(64, slo_s=0.001, backlog=False) == 4, "a batch may take as long as before"
