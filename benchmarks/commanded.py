@@ -32,6 +32,8 @@ from worker.control.progress import Outcome, Progress
 from worker.local.stack import Stack
 
 WORKERS = 3
+WARM_S = 1.0
+"""Of a stretch at a rate: it does not count, and no swap begins in it."""
 POLL_S = 2.0
 """`control.poll_s`: long enough to tell a nudge from the timer, short enough to wait for it."""
 VERSIONS = ("1", "2", "3")
@@ -244,10 +246,10 @@ class Run:
     def at_rate(
         self, rate: float, *, seed: int, seconds: float = 0.0, steps: Iterable[Step] | None = None
     ) -> Stretch:
-        """Send at a rate: for so long, or until all swaps are made."""
+        """Send at a rate: for so long, or until all swaps are made, from `WARM_S` on."""
         first = self._sender.count
         due: Iterable[float] = arrivals(rate, seed)
-        with self._swapping(steps, tuple) as swaps:
+        with self._swapping(steps, tuple, after=int(rate * WARM_S / topics.PARTITIONS)) as swaps:
             going = itertools.takewhile(lambda _: not swaps.done(), due)
             due_s, late_s = self._sender.send_at(until(seconds, due) if steps is None else going)
             changes = swaps.result()

@@ -21,6 +21,7 @@ from benchmarks.commanded import (
     LOAD,
     ROLLBACK,
     WARM,
+    WARM_S,
     Change,
     Run,
     Setup,
@@ -44,8 +45,6 @@ from worker.local.stack import running
 LOAD_SHARE = 0.4
 MANY = 100
 """Swaps after which memory is measured again."""
-_WARM_S = 1.0
-"""Of a steady stretch that does not count."""
 
 
 class Effort(NamedTuple):
@@ -193,7 +192,7 @@ def _pair(found: Swapped, run: Run, number: int, steady_s: float, steps: Iterato
         swaps = run.at_rate(rate, seed=seed, steps=steps)
         steady = run.at_rate(rate, seed=seed, seconds=steady_s)
     _take(found, run, swaps)
-    whole = [(int((steady.due_s[0] + _WARM_S) * 1e3), int(steady.due_s[-1] * 1e3))]
+    whole = [(int((steady.due_s[0] + WARM_S) * 1e3), int(steady.due_s[-1] * 1e3))]
     changes = swaps.changes
     spans = {
         tell_swaps.SWAPS: [(changes[0].written_ms, changes[-1].span_ms[1])],

@@ -90,7 +90,7 @@ def in_words(pair: Pair) -> str:
 
 def lines_of(found: Swapped) -> list[Line]:
     return [
-        Line("the switch under backlog, as workers measure it", found.switch_ms, "ms", 10.0),
+        Line("the switch under backlog, as workers measure it", found.switch_ms, "ms", 10.0, "p50"),
         Line("the switch under backlog, by LogAppendTime", found.outside_ms, "ms"),
         Line("rollback: written to last result of the old", found.rollback_ms, "ms", 2000.0),
         Line("convergence by nudge, version warm", found.nudge_ms, "ms", 1000.0),

@@ -236,7 +236,7 @@ def test_targets_stand_beside_what_is_measured(
     steady, swaps = Several(100, 5.0, 10.0, 20.0), Several(100, 6.0, 18.0, 30.0)
     found = Swapped("digits", drained=1000.0, interval_ms=4.0, rate=400.0, swaps=3)
     found.wrong = {"records lost": 0, "records repeated": 2}
-    found.switch_ms = [4.0, 12.0]
+    found.switch_ms = [4.0, 12.0, 13.0]
     found.rollback_ms = [100]
     found.resident_mb = {"after the first": [100.0, 100.0], "at the end": [100.0, 108.0]}
     found.pairs = [Pair(steady, {SWAPS: swaps, AT_ONCE: swaps}, late_ms=1.0)]
@@ -245,7 +245,7 @@ def test_targets_stand_beside_what_is_measured(
     report.write(tmp_path / "swap.json")
     said = json.loads((tmp_path / "swap.json").read_text())["results"]
     by_name = {each["metric"]: each for each in said}
-    switch = by_name["the switch under backlog, as workers measure it, p99"]
+    switch = by_name["the switch under backlog, as workers measure it, p50"]
     assert (switch["value"], switch["baseline"], switch["ratio"]) == (12, "target <= 10 ms", 1.2)
     assert by_name["memory at the end"]["ratio"] == 1.04
     assert by_name["record age p99, swaps"]["ratio"] == 1.8
