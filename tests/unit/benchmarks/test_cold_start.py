@@ -28,7 +28,7 @@ def test_the_file_of_one_that_came_to_its_end_has_all_figures_and_says_of_no_par
 ) -> None:
     starts = iter([Cold(*(float(n),) * len(Cold._fields)) for n in (1, 3, 2)])
     monkeypatch.delenv("DARKROOM_TEST_ASSETS", raising=False)
-    monkeypatch.setattr(cold_start.local, "running", contextlib.nullcontext)
+    monkeypatch.setattr("worker.local.stack.running", contextlib.nullcontext)
     monkeypatch.setattr(cold_start, "start", lambda *_: next(starts))
     monkeypatch.setattr(sys, "argv", ["", "--quick", "--json", str(tmp_path / "out.json")])
 
