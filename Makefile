@@ -24,7 +24,7 @@ endif
 help:
 	@echo 'make demo       real pictures through a real Kafka, and back as predictions'
 	@echo 'make test       every test but the long ones and those for a GPU'
-	@echo 'make test-long  the long ones'
+	@echo 'make test-long  the long ones: only there real workers reload, hold a pin, pause and drain'
 	@echo 'make check      format, lint, types, architecture'
 	@echo 'make bench      the benchmarks'
 	@echo 'make lock       pin the dependencies again'

@@ -102,7 +102,7 @@ def main() -> int:
         spec = StackSpec(data=Path(folder) / "stack", redis=False, topics=())
         with local.running(spec) as stack:
             found = [start(stack, case) for _ in range(count)]
-    _tell(case, found, report)
+        _tell(case, found, report)
     return 0
 
 

@@ -2,7 +2,8 @@
 
 SIGTERM, SIGINT (Ctrl-C) and the end of its time raise `Ended` on the main thread, so every `with`
 and `finally` on the way out ends what it began. Nothing interrupts that a second time; but after
-`CLEAN_S` it is not waited for any more, and every process below this one is killed.
+`CLEAN_S` it is not waited for any more. Every process that is still below this one then is killed:
+one that was just being started, when nothing had taken charge of it, too.
 """
 
 import contextlib
@@ -46,6 +47,7 @@ def ending(report: Report, *, limit_s: float | None = None) -> Iterator[None]:
     except Ended as end:
         report.say(f"PARTIAL: {end.why}; the figures above are all that was measured until then")
         report.finish(partial=end.why)
+        _kill_below()
         raise
     report.finish()
 
@@ -65,12 +67,17 @@ def _heard(_: int, __: FrameType | None) -> None:
 
 def _cut(code: int) -> None:
     """End all at once; files of the benchmark in the folder for temporary ones may stay."""
-    below = psutil.Process().children(recursive=True)
-    for process in below:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    pids = ", ".join(str(process.pid) for process in below)
+    pids = ", ".join(str(process.pid) for process in _kill_below())
     print(
         f"not ended after {CLEAN_S:g} s; killed: {pids or 'nothing'}", file=sys.stderr, flush=True
     )
     os._exit(code)
+
+
+def _kill_below() -> list[psutil.Process]:
+    """Kill every process below this one; return them."""
+    below = psutil.Process().children(recursive=True)
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return below

@@ -43,19 +43,21 @@ class Report:
         self.machine = machine()
         self._versions = versions()
         self._file = file
+        self._finished = False
         try:
-            self.finish(partial=_UNFINISHED)
+            self._keep(partial=_UNFINISHED)
         except OSError as error:
             raise SystemExit(f"--json: {error}") from None
 
     def add(self, *figures: Figure) -> None:
+        assert not self._finished, "a figure after the end: its file would say partial for ever"
         self.figures += figures
-        self.finish(partial=_UNFINISHED)
+        self._keep(partial=_UNFINISHED)
 
     def finish(self, *, partial: str | None = None) -> None:
-        """Write the file, if there is one; `partial`: why that is not all."""
-        if self._file is not None:
-            self.write(self._file, partial=partial)
+        """Write the file, if there is one, for the last time; `partial`: why that is not all."""
+        self._finished = True
+        self._keep(partial=partial)
 
     def say_machine(self) -> None:
         said = self.machine
@@ -89,6 +91,10 @@ class Report:
         beside = path.with_name(f"{path.name}.new")
         beside.write_text(json.dumps(said, indent=1) + "\n")
         beside.replace(path)
+
+    def _keep(self, *, partial: str | None) -> None:
+        if self._file is not None:
+            self.write(self._file, partial=partial)
 
 
 def machine() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import typer
@@ -74,7 +75,7 @@ async def _awaited(operator: Operator, changed: Changed, wait_s: float) -> Progr
     number = changed.after.generation
     stands = f"generation {number} is written, workers go on with it: see darkroom fleet status"
     try:
-        return await watched(operator, changed, deadline_s(wait_s, changed.after))
+        return await watched(operator, changed, wait_s)
     except ControlUnavailable as error:
         raise ControlUnavailable(f"{error}\n{stands}") from error
     except asyncio.CancelledError:  # by Ctrl-C
@@ -93,8 +94,10 @@ def deadline_s(wait_s: float, state: DesiredState | None) -> float:
 
 async def watched(operator: Operator, changed: Changed | None, wait_s: float) -> Progress:
     """Wait for what comes of a change (None: of what is stored), and show the answers meanwhile."""
+    least_s = deadline_s(wait_s, changed.after if changed is not None else None)
+    longer = partial(deadline_s, wait_s)
     with _view() as show:
-        return await operator.wait(changed, deadline_s=wait_s, tell=show)
+        return await operator.wait(changed, deadline_s=least_s, longer=longer, tell=show)
 
 
 @contextlib.contextmanager

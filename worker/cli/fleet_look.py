@@ -9,14 +9,16 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from worker.cli.fleet_change import MEANING, deadline_s, watched
+from worker.cli.fleet_change import MEANING, watched
 from worker.cli.fleet_options import WAIT, WAIT_S
 from worker.cli.fleet_rows import drawn, history_rows, status_document, status_lines
 from worker.cli.fleet_session import Fleet, connected
 from worker.cli.options import Config, Json
 from worker.cli.terminal import say, write, write_json
+from worker.control.answers import BEAT_S
 from worker.control.content import dump_content
 from worker.control.messages import encode_state
+from worker.control.operator import Operator
 from worker.errors import CommandError
 
 STATUS_EXAMPLE = "Example: darkroom fleet status --watch"
@@ -55,17 +57,29 @@ async def _status(config: Path | None, *, watch: bool, wait_s: float | None, as_
     async with connected(config) as fleet:
         if watch:
             await _watch(fleet, as_json=as_json)
-        look, code = await fleet.operator.look(), 0
-        if wait_s is not None:
-            if look.stuck is not None:
-                raise CommandError(look.stuck)
-            progress = await watched(fleet.operator, None, deadline_s(wait_s, look.state))
+        if wait_s is None:
+            look, code = await fleet.operator.look(), 0
+        else:
+            await _check(fleet.operator, wait_s)
+            progress = await watched(fleet.operator, None, wait_s)
             look, (code, _) = progress.look, MEANING[progress.outcome]
         if as_json:
             write_json(status_document(fleet.name, look))
         else:
             write("\n".join(status_lines(look)))
     return code
+
+
+async def _check(operator: Operator, wait_s: float) -> None:
+    """Raise CommandError where nobody makes a state that the fleet could be.
+
+    After a second look: of a Redis that was emptied, who knows one may not have answered yet.
+    """
+    if (await operator.look()).stuck is not None:
+        await asyncio.sleep(min(wait_s, BEAT_S))
+        look = await operator.look()
+        if look.stuck is not None:
+            raise CommandError(look.stuck)
 
 
 async def _watch(fleet: Fleet, *, as_json: bool) -> NoReturn:

@@ -7,12 +7,18 @@ from typing import Any, TextIO
 
 from worker.errors import CommandError
 
+_STREAMS = 2
+"""The numbers of the streams are those up to it."""
+
 
 def hold_streams() -> None:
     """Let what is written to a stream that was closed before we began go nowhere.
 
-    And let no socket get its number.
+    And let no socket get the number of one, that of standard input either.
     """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STREAMS:
+        os.set_inheritable(number, True)  # noqa: FBT003 - that is its form; children get it
+    os.close(number)
     if sys.stdout is None:
         sys.stdout = _nowhere()
     if sys.stderr is None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import structlog
 
 from worker.config_sections import ControlSettings
-from worker.control.answers import Ack, Answer, Code, better_off, encode_ack
+from worker.control.answers import BEAT_S, Ack, Answer, Code, better_off, encode_ack
 from worker.control.documents import read_acks
 from worker.control.judge import Known, Missing, New, Refused, Same, judge
 from worker.control.memory import Memory
@@ -27,7 +27,6 @@ from worker.control.rollout import step
 from worker.control.wanted import wanted
 from worker.errors import ControlUnavailable
 
-BEAT_S = 5.0
 TTL_S = 15.0
 """A worker that has not answered for so long is no member any more."""
 _DRAINING_BEAT_S = 0.5

@@ -12,6 +12,8 @@ import orjson
 from worker.models.router import NOTHING
 
 ACK_SCHEMA = "darkroom.ack.v1"
+BEAT_S = 5.0
+"""Every worker answers again within so long."""
 
 
 class Answer(StrEnum):

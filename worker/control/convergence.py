@@ -6,15 +6,18 @@ What a rollout makes of the same answers is `rollout.py`.
 from collections.abc import Mapping
 
 from worker.control.answers import Ack, Answer
-from worker.control.messages import DesiredState, Phase, Rollout, digest
+from worker.control.messages import DesiredState, Mode, Phase, Rollout, digest
+from worker.models.router import NOTHING
 
 _REASON_CHARS = 300
 
 
-def why_not(state: DesiredState, members: Mapping[str, Ack]) -> list[str]:
+def why_not(
+    state: DesiredState, members: Mapping[str, Ack], *, unreadable: Mapping[str, str] = NOTHING
+) -> list[str]:
     """Return a sentence for each thing that the fleet lacks to be what the state says; none: it is.
 
-    `members` are those that are alive.
+    `members` are those that are alive; `unreadable` more of them, whose answers cannot be read.
     """
     acks = ours(state, members)
     if not acks:
@@ -23,7 +26,7 @@ def why_not(state: DesiredState, members: Mapping[str, Ack]) -> list[str]:
     lacks = {worker: _lack(state, content, ack) for worker, ack in acks.items()}
     found = [f"{worker}: {lack}" for worker, lack in lacks.items() if lack is not None]
     if state.rollout is not None and state.rollout.phase is Phase.PREPARE:
-        found.append(_under_way(state.rollout, acks))
+        found.append(_under_way(state.rollout, acks, unreadable))
     return found
 
 
@@ -37,6 +40,13 @@ def ours(state: DesiredState, members: Mapping[str, Ack]) -> dict[str, Ack]:
         for worker, ack in sorted(members.items())
         if ack.fleet == state.fleet and ack.state != "stopping"
     }
+
+
+def needed(rollout: Rollout, acks: Mapping[str, Ack], unreadable: Mapping[str, str]) -> int:
+    """Return how many must be prepared."""
+    if rollout.quorum is not None:
+        return rollout.quorum
+    return max(1, len(acks) + (len(unreadable) if rollout.mode is Mode.TWO_PHASE else 0))
 
 
 def said(ack: Ack) -> str:
@@ -77,12 +87,11 @@ def _serves(ack: Ack) -> str:
     return "its settings" if ack.generation is None else f"generation {ack.generation}"
 
 
-def _under_way(rollout: Rollout, acks: Mapping[str, Ack]) -> str:
+def _under_way(rollout: Rollout, acks: Mapping[str, Ack], unreadable: Mapping[str, str]) -> str:
     prepared = [worker for worker, ack in acks.items() if ack.prepared == rollout.id]
     waiting = [w for w in acks if w not in prepared and w not in rollout.admitted]
-    needed = len(acks) if rollout.quorum is None else rollout.quorum
     text = (
         f"rollout {rollout.id} of {rollout.model} {rollout.version}: "
-        f"{len(prepared)} of {needed} {rollout.mode.done}"
+        f"{len(prepared)} of {needed(rollout, acks, unreadable)} {rollout.mode.done}"
     )
     return f"{text}; waiting for their turn: {', '.join(waiting)}" if waiting else text

@@ -30,6 +30,10 @@ def _nobody(progress: Progress) -> None:
     """Tell nobody."""
 
 
+def _no_longer(_: DesiredState | None) -> float:
+    return 0.0
+
+
 class Port(Protocol):
     """What an operator needs of the control channel; all of it raises ControlUnavailable."""
 
@@ -117,16 +121,21 @@ class Operator:
         change: Changed | None,
         *,
         deadline_s: float,
+        longer: Callable[[DesiredState | None], float] = _no_longer,
         tell: Callable[[Progress], None] = _nobody,
     ) -> Progress:
         """Wait until it is decided what comes of a change; `tell` of every look meanwhile.
 
-        None: of whatever is stored. Raises ControlUnavailable.
+        None: of whatever is stored. `longer`: how long what is stored meanwhile may take, where
+        that is more. Raises ControlUnavailable.
         """
-        until_s = time.monotonic() + deadline_s
+        first_s = time.monotonic()
+        until_s = first_s + deadline_s
         while True:
             began_s = time.monotonic()
-            progress = progress_of(change, await self.look(), late=began_s >= until_s)
+            look = await self.look()
+            until_s = max(until_s, first_s + longer(look.state))
+            progress = progress_of(change, look, late=began_s >= until_s)
             tell(progress)
             if progress.outcome is not Outcome.WAITING:
                 return progress

@@ -39,9 +39,12 @@ class Look(NamedTuple):
     def stuck(self) -> str | None:
         """Why no state will be there that the fleet could be, unless somebody commands one.
 
-        Who is not there yet may know one: a Redis that was emptied has lost its members too.
+        Who is not there yet may know one: a Redis that was emptied has lost its members too. So may
+        who is there and cannot be read.
         """
-        if self.fresh and self.members:
+        if self.unreadable or not self.members:
+            return None
+        if self.fresh:
             return _NO_STATE_YET
         known = [ack.observed or 0 for ack in self.members.values() if ack.epoch]
         if self.broken is None or any((self.generation or 0) < observed for observed in known):
@@ -56,7 +59,7 @@ class Look(NamedTuple):
         if self.state is None:
             return [self.broken or "no desired state is stored: workers put theirs back soon"]
         unreadable = [f"{worker}: {why}" for worker, why in self.unreadable.items()]
-        return [*unreadable, *why_not(self.state, self.members)]
+        return [*unreadable, *why_not(self.state, self.members, unreadable=self.unreadable)]
 
     @property
     def refusing(self) -> list[str]:

@@ -8,7 +8,7 @@ what is loaded, nor how: only what the members answer.
 from collections.abc import Mapping
 
 from worker.control.answers import Ack, Answer
-from worker.control.convergence import on_one_line, ours, said
+from worker.control.convergence import needed, on_one_line, ours, said
 from worker.control.fields import REASON_MAX_CHARS
 from worker.control.messages import DesiredState, Mode, ModelState, Phase, Rollout
 from worker.models.router import NOTHING
@@ -95,16 +95,9 @@ def _end(
     if now_ms - rollout.started_at_ms > rollout.timeout_s * 1000:
         return aborted(state, _timed_out(rollout, acks, unprepared, unreadable))
     prepared = len(acks) - len(unprepared)
-    if prepared >= _needed(rollout, acks, unreadable):
+    if prepared >= needed(rollout, acks, unreadable):
         return _in_force(state, rollout)
     return None
-
-
-def _needed(rollout: Rollout, acks: Mapping[str, Ack], unreadable: Mapping[str, str]) -> int:
-    """Return how many must be prepared."""
-    if rollout.quorum is not None:
-        return rollout.quorum
-    return max(1, len(acks) + (len(unreadable) if rollout.mode is Mode.TWO_PHASE else 0))
 
 
 def _unprepared(rollout: Rollout, acks: Mapping[str, Ack]) -> dict[str, Ack]:
@@ -151,15 +144,16 @@ def _timed_out(
     after = f"not done within {rollout.timeout_s:g} s"
     if not acks and not unreadable:
         return f"{after}: no worker was alive"
-    prepared, needed = len(acks) - len(unprepared), _needed(rollout, acks, unreadable)
+    prepared = len(acks) - len(unprepared)
     missing = [
         f"{worker} ({said(ack)})"
         if worker in rollout.admitted
         else f"{worker} (waiting for its turn; {said(ack)})"
         for worker, ack in unprepared.items()
     ]
-    missing += [f"{worker} ({on_one_line(why)})" for worker, why in unreadable.items()]
-    done = f"{prepared} of {needed} {rollout.mode.done}"
+    if rollout.mode is Mode.TWO_PHASE or not acks:  # else it goes on without them
+        missing += [f"{worker} ({on_one_line(why)})" for worker, why in unreadable.items()]
+    done = f"{prepared} of {needed(rollout, acks, unreadable)} {rollout.mode.done}"
     return "; ".join([f"{after}: {done}", *_listed(missing)])
 
 

@@ -87,21 +87,25 @@ def _remove(folder: Path) -> None:
             os.close(descriptor)
 
 
-def tensorrt_options(folder: Path, capability: tuple[int, int] | None) -> dict[str, str]:
+def tensorrt_options(
+    folder: Path, capability: tuple[int, int] | None
+) -> tuple[dict[str, str], Hold]:
     """Return the options by which TensorRT keeps engines and timings of one model.
 
-    What it keeps serves these versions and this kind of GPU alone. Raises OSError.
+    And what holds the folder: it is written for minutes. What is kept serves these versions and
+    this kind of GPU alone. Raises OSError.
     """
-    make(folder)
+    held = make(folder)
     kind = "" if capability is None else f"-sm{capability[0]}{capability[1]}"
     kept = folder / f"{_versions()}{kind}"
     kept.mkdir(mode=0o700, exist_ok=True)
-    return {
+    options = {
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(kept),
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(kept),
     }
+    return options, held
 
 
 def _versions() -> str:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from worker.engine.artifacts import tensorrt_options
+from worker.engine.artifacts import Hold, tensorrt_options
 from worker.engine.binding import Bound
 from worker.engine.contract import Signature, Tensor
 from worker.engine.devices import cpu_name, cuda_device, cuda_problem
@@ -219,7 +219,8 @@ def open_session(
     refused: list[str] = []
     for choice in tried:
         try:
-            provided[choice.provider].update(_kept(choice.provider, artifacts))
+            kept, _held = _kept(choice.provider, artifacts)  # held until it is open
+            provided[choice.provider].update(kept)
             _prove(choice, settings, provided)
             if profile is not None:
                 settings.enable_profiling = True
@@ -294,14 +295,14 @@ def _missing(provider: str) -> str:
     return ""
 
 
-def _kept(provider: str, artifacts: Path | None) -> dict[str, str]:
-    """Return the options by which a provider keeps what takes long to make."""
+def _kept(provider: str, artifacts: Path | None) -> tuple[dict[str, str], Hold | None]:
+    """Return the options by which a provider keeps what takes long to make; hold where."""
     if provider != TENSORRT or artifacts is None or (gpu := cuda_device()) is None:
-        return {}
+        return {}, None
     try:
         return tensorrt_options(artifacts, gpu.compute_capability)
     except OSError:  # what cannot be kept is made again
-        return {}
+        return {}, None
 
 
 def _session_options(options: Mapping[str, str]) -> ort.SessionOptions:

@@ -16,7 +16,7 @@ from benchmarks.report import Figure, Report
 ROOT = Path(__file__).parents[3]
 
 MEASURES = """
-import contextlib, subprocess, sys, time
+import contextlib, signal, subprocess, sys, time
 from pathlib import Path
 from benchmarks import ending
 from benchmarks.report import Figure, Report
@@ -34,17 +34,19 @@ report = Report(Path(sys.argv[1]))
 with ending.ending(report, limit_s={limit_s}), started() as child:
     report.add(Figure("case", "metric", 1.0, "s"))
     print(child.pid, flush=True)
-    time.sleep({seconds})
+    {then}
 """
 CLEANS = "child.kill(); child.wait()"
-HANGS = "time.sleep(600)"
+HANGS = RESTS = "time.sleep(600)"
+SOON = "signal.setitimer(signal.ITIMER_REAL, signal.getitimer(signal.ITIMER_REAL)[0] / 60_000)"
+"""Lets the end of the time come as soon as everything runs, if there is one."""
 
 
 @contextlib.contextmanager
 def begun(
-    file: Path, *, clean: str = CLEANS, limit_s: float | None = None, seconds: float = 600
+    file: Path, *, clean: str = CLEANS, limit_s: float | None = None, then: str = RESTS
 ) -> Iterator[subprocess.Popen[str]]:
-    program = MEASURES.format(clean=clean, limit_s=limit_s, seconds=seconds)
+    program = MEASURES.format(clean=clean, limit_s=limit_s, then=then)
     with subprocess.Popen(
         [sys.executable, "-c", program, str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -88,11 +90,22 @@ def test_a_clean_up_that_hangs_is_not_waited_for_nor_broken_off_by_a_second_sign
     assert said(tmp_path / "out.json")[1] == 1
 
 
+def test_what_nothing_took_charge_of_does_not_outlive_a_benchmark_that_is_asked_to_end(
+    tmp_path: Path,
+) -> None:
+    with begun(tmp_path / "out.json", clean="pass") as process:
+        child = child_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    child.wait(60)
+    assert said(tmp_path / "out.json") == ("ended by SIGTERM", 1)
+
+
 def test_the_end_of_the_time_ends_it_and_an_end_in_time_is_no_part(tmp_path: Path) -> None:
-    with begun(tmp_path / "late.json", limit_s=0.2) as late:
+    with begun(tmp_path / "late.json", limit_s=600, then=f"{SOON}; {RESTS}") as late:
         assert late.wait(60) == 128 + signal.SIGALRM
-    assert said(tmp_path / "late.json")[0] == "its time was up"
-    with begun(tmp_path / "whole.json", seconds=0) as whole:
+    assert said(tmp_path / "late.json") == ("its time was up", 1)
+    with begun(tmp_path / "whole.json", then="pass") as whole:
         assert whole.wait(60) == 0
     assert said(tmp_path / "whole.json") == (None, 1)
 
@@ -105,6 +118,9 @@ def test_a_file_has_every_figure_as_it_comes_and_says_that_it_is_not_all(tmp_pat
     report.finish()
     assert said(tmp_path / "out.json") == (None, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+    with pytest.raises(AssertionError, match="after the end"):
+        report.add(Figure("case", "another", 1.0, "s"))
+    assert said(tmp_path / "out.json") == (None, 1)
 
 
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:

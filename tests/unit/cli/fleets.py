@@ -12,6 +12,9 @@ from worker.control.messages import DesiredState
 Fleet = Callable[..., Result]
 """Runs `darkroom fleet ...` on a Redis in memory."""
 
+KNOWS_NOTHING: dict[str, Any] = {"epoch": "", "observed": None, "generation": None, "digest": None}
+"""Of the answer of a worker that has seen no state."""
+
 
 def serving(by: DesiredState, worker: str = "w-1", **changes: Any) -> Ack:
     """Return the answer of a worker that is what this state says, with all that it may tell."""

@@ -3,13 +3,12 @@
 import json
 import re
 from io import StringIO
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from tests.channels import FakeChannel, FakeRedis
-from tests.unit.cli.fleets import Fleet, serving
+from tests.channels import FakeRedis
+from tests.unit.cli.fleets import KNOWS_NOTHING, Fleet, serving
 from tests.unit.control.states import state
 from worker.cli.fleet_rows import drawn, status_lines
 from worker.control.answers import Answer, Code
@@ -87,120 +86,10 @@ def test_a_fleet_that_is_as_it_should_be_has_converged(fleet: Fleet, redis: Fake
     assert fleet("status").stdout.splitlines()[-1] == "converged"
 
 
-@pytest.mark.parametrize(
-    ("changes", "code"),
-    [({}, 0), ({"answer": Answer.NACK, "code": Code.HEADROOM, "reason": "no room"}, 1)],
-)
-def test_the_status_that_is_waited_for_has_an_exit_code_and_shows_the_end(
-    changes: dict[str, Any], code: int, fleet: Fleet, redis: FakeRedis
-) -> None:
-    redis.store(state())
-    redis.say(serving(state(), **changes))
-
-    result = fleet("status", "--json", "--wait")
-
-    assert result.exit_code == code
-    assert json.loads(result.stdout)["converged"] == (code == 0)
-    assert fleet("status").exit_code == 0
-
-
-def test_a_status_that_does_not_come_in_time_is_exit_code_8(fleet: Fleet, redis: FakeRedis) -> None:
-    redis.store(state())
-
-    result = fleet("status", "--wait", "0")
-
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (8, "  no worker is alive")
-
-
-def test_a_fleet_that_nobody_has_commanded_is_not_waited_for(
-    fleet: Fleet, redis: FakeRedis
-) -> None:
-    redis.say(serving(state(), epoch="", observed=None, generation=None, digest=None))
-
-    result = fleet("status", "--wait")
-
-    assert result.exit_code == 1
-    assert "no state yet" in result.stderr
-    assert fleet("status", "--wait", "--watch").exit_code == 2
-
-
-def test_a_redis_that_was_emptied_is_waited_for_until_workers_answer_again(
-    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Returning(FakeChannel):
-        async def read(self) -> bytes | None:  # after the members
-            found = await super().read()
-            redis.store(state())
-            redis.say(serving(state()))
-            return found
-
-    monkeypatch.setattr("worker.cli.fleet_session.Channel", lambda _: Returning(redis))
-
-    result = fleet("status", "--wait")
-
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "converged"), result.output
-
-
-def test_a_redis_that_stays_empty_is_exit_code_8(fleet: Fleet) -> None:
-    result = fleet("status", "--wait", "0")
-
-    assert result.exit_code == 8
-    assert result.stdout.startswith("no state yet")
-
-
-def test_a_state_that_was_lost_is_waited_for_until_workers_put_it_back(
-    fleet: Fleet, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    redis.say(serving(state()))
-
-    class Restoring(FakeChannel):
-        async def read(self) -> bytes | None:
-            found = await super().read()
-            redis.store(state())
-            return found
-
-    monkeypatch.setattr("worker.cli.fleet_session.Channel", lambda _: Restoring(redis))
-
-    result = fleet("status", "--wait")
-
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "converged"), result.output
-
-
-@pytest.mark.parametrize("document", [None, b"?", b'{"generation": 6}'])
-def test_a_lost_state_that_nobody_puts_back_in_time_is_exit_code_8(
-    document: bytes | None, fleet: Fleet, redis: FakeRedis
-) -> None:
-    redis.document = document
-    redis.say(serving(state()))
-
-    result = fleet("status", "--wait", "0")
-
-    assert result.exit_code == 8
-    assert "desired state" in result.stdout.splitlines()[0]
-
-
-@pytest.mark.parametrize(
-    ("document", "knows"), [(b"?", False), (b'{"generation": 7}', True)], ids=["nobody", "newer"]
-)
-def test_a_broken_state_that_no_worker_replaces_is_not_waited_for(
-    document: bytes, *, knows: bool, fleet: Fleet, redis: FakeRedis
-) -> None:
-    redis.document = document
-    if knows:
-        redis.say(serving(state()))
-
-    result = fleet("status", "--wait")
-
-    assert result.exit_code == 1
-    assert "desired state" in result.stderr
-    assert "--supersede" in result.stderr
-
-
 def test_a_fleet_without_a_state_yet_is_not_said_to_lack_anything(
     fleet: Fleet, redis: FakeRedis
 ) -> None:
-    waiting: dict[str, Any] = {"epoch": "", "observed": None, "generation": None, "digest": None}
-    redis.say(serving(state(), answer=Answer.PENDING, reason="no state", **waiting))
+    redis.say(serving(state(), answer=Answer.PENDING, reason="no state", **KNOWS_NOTHING))
 
     lines = fleet("status").stdout.splitlines()
     asked = json.loads(fleet("status", "--json").stdout)

@@ -133,6 +133,20 @@ async def test_a_rollout_is_waited_for_to_its_end(redis: FakeRedis, operator: Op
     assert [progress.outcome for progress in told] == [waiting, waiting, Outcome.CONVERGED]
 
 
+async def test_who_cannot_be_read_counts_in_a_rollout_as_the_workers_count(
+    redis: FakeRedis, operator: Operator
+) -> None:
+    redis.store(state())
+    going = (await operator.change(two_phase, "activate digits 2 --two-phase")).after
+    redis.say(serving(going, prepared=ROLLOUT), serving(going, "w-2", prepared=ROLLOUT))
+    redis.answers["w-3"] = (redis.now_ms + 30_000, b"?")
+
+    unreadable, counted = (await operator.look()).lacks
+
+    assert unreadable.startswith("w-3: ")
+    assert counted == f"rollout {ROLLOUT} of digits 2: 2 of 3 prepared"
+
+
 async def test_a_rollout_that_is_aborted_says_why(redis: FakeRedis, operator: Operator) -> None:
     redis.store(state())
     changed = await operator.change(two_phase, "activate digits 2 --two-phase")

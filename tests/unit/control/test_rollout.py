@@ -168,6 +168,14 @@ def test_a_reload_that_only_members_whose_answers_cannot_be_read_live_for_is_giv
     assert "z (answer: state: missing)" in (late.rollout.reason or "")
 
 
+def test_who_cannot_be_read_is_not_the_reason_that_a_reload_was_given_up() -> None:
+    state = preparing("a", mode=Mode.ROLLING, reload=3, timeout_s=1.5)
+    late = step(state, members(ack("a")), NOW_MS + 1501, unreadable=UNREADABLE)
+    assert late is not None
+    assert late.rollout is not None
+    assert late.rollout.reason == "not done within 1.5 s: 0 of 1 reloaded; a (ack)"
+
+
 def test_a_quorum_that_was_not_alive_is_the_reason_of_the_timeout() -> None:
     _, rollout = stepped(preparing("a", quorum=3), ack("a", **READY), after_ms=600_001)
     assert rollout.reason == "not done within 600 s: 1 of 3 prepared"

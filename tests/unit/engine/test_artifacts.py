@@ -56,10 +56,21 @@ def test_an_engine_that_is_given_no_folder_keeps_nothing() -> None:
 
 
 def test_tensorrt_keeps_engines_by_weights_versions_and_kind_of_gpu(tmp_path: Path) -> None:
-    one, two = (tensorrt_options(tmp_path / "0123", which) for which in ((8, 0), (9, 0)))
+    one, two = (tensorrt_options(tmp_path / "0123", which)[0] for which in ((8, 0), (9, 0)))
     engines = [Path(options["trt_engine_cache_path"]) for options in (one, two)]
     assert engines[0] != engines[1]
     assert all(path.is_dir() and path.parent == tmp_path / "0123" for path in engines)
     assert "onnxruntime" in engines[0].name
     assert engines[1].name.endswith("-sm90")
     assert one["trt_timing_cache_path"] == one["trt_engine_cache_path"]
+
+
+def test_what_tensorrt_writes_makes_no_room_while_it_is_being_made(tmp_path: Path) -> None:
+    options, held = tensorrt_options(tmp_path / "0123", (9, 0))
+    os.utime(tmp_path / "0123", ns=(0, 0))
+    for number in range(10):
+        make(tmp_path / f"{number:02}")
+    assert Path(options["trt_engine_cache_path"]).is_dir()
+    del held
+    make(tmp_path / "10")
+    assert hold(tmp_path / "0123") is None
