@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.unit.models.stage import A1, A2, B1, BUDGET, Stage, stage
+from tests.unit.models.stage import A1, A2, B1, BUDGET, Stage, stage, until
 from worker.errors import ModelError
 from worker.models.options import LOADED
 from worker.models.room import Room
@@ -88,7 +88,7 @@ async def test_no_version_that_was_used_lately_ends_so_that_another_has_more_tha
         await on.models.unload(B1)
         await on.pass_s(20.0)
         on.send("b")
-        await on.finished()
+        await until(lambda: B1 in on.models.loaded)
         assert on.models.loaded == {A1, B1}
         assert engines_of(on, "b/1") == [1, 1, 2]
 
@@ -100,7 +100,7 @@ async def test_where_one_gave_way_and_left_room_for_two_there_are_two() -> None:
         on.switch(B1)
         await on.pass_s(20.0)
         on.send("b")
-        await on.finished()
+        await until(lambda: B1 in on.models.loaded)
         assert on.models.loaded == {B1}
         assert engines_of(on, "b/1") == [1, 1]
 
