@@ -18,7 +18,7 @@ ENGINE_BYTES = 160 << 20
 (140 MiB for squeezenet, whose weights are 5 MiB)."""
 PER_FILE_BYTE = 3
 """Of the files: read, parsed, and laid out for the kernels."""
-_STAGED_PER_FILE_BYTE = 8
+STAGED_PER_FILE_BYTE = 8
 """The same while a graph is folded for a device and held against the graph as it was, with a
 session of each open. Measured, with one more open than now: 0.9 GB for a ResNet-50 of 102 MB, 0.3
 for squeezenet."""
@@ -146,7 +146,7 @@ def engine_bytes(share: Share, limits: Limits, version: Footprint, *, staged: bo
     slabs = lanes + 1  # one for each lane, and the one that is filled
     rows_bytes = slabs * max(1, rows) * row_bytes
     serving_bytes = PER_FILE_BYTE * version.files_bytes + rows_bytes + share.decode_bytes
-    loading_bytes = _STAGED_PER_FILE_BYTE * version.files_bytes if staged else 0
+    loading_bytes = STAGED_PER_FILE_BYTE * version.files_bytes if staged else 0
     return ENGINE_BYTES + max(serving_bytes, loading_bytes)
 
 

@@ -61,8 +61,6 @@ class Berth:
         """When a record came for it, or it was loaded."""
         self.seen_bytes = 0
         """Memory that the largest of its last engines had; 0: not known."""
-        self.few = False
-        """It has one engine, since there was no room for as many as would be best."""
         self.left_s = 0.0
         """When it became HELD."""
         self.opened_s = 0.0

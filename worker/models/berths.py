@@ -15,6 +15,7 @@ import structlog
 from worker.errors import ModelError
 from worker.inference.budget import own_bytes
 from worker.inference.dispatcher import Dispatcher
+from worker.inference.memory import PER_FILE_BYTE
 from worker.inference.pool import Pool
 from worker.models.berth import Berth, Role
 from worker.models.room import Room, expected_bytes
@@ -35,7 +36,7 @@ _log = structlog.get_logger()
 class Berths:
     """The berths by their version. `ended` is told of each that has lost its engines for good.
 
-    `engines`: how many a version has.
+    `per_file_byte`: memory that an engine may need for each byte of its version's files.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class Berths:
         make: Callable[[ModelRef], Berth],
         ended: Callable[[Berth], None],
         clock_s: Callable[[], float],
-        engines: int = 1,
+        per_file_byte: int = PER_FILE_BYTE,
     ) -> None:
         self._room = room
-        self._engines = engines
+        self._per_file_byte = per_file_byte
         self._make = make
         self._ended = ended
         self._clock_s = clock_s
@@ -134,17 +135,17 @@ class Berths:
         berth: Berth,
         files_bytes: int,
         *,
-        engines: int | None = None,
+        engines: int,
         spared: Berth | None,
         patient: bool,
     ) -> None:
-        """End engines until there is room for so many of this version (None: as all have).
+        """End engines until there is room for so many of this version.
 
         Held versions go first, then those that were not used for a while. `patient`: records wait
         for it, so that others must give way when their turn is over, and it waits for that;
         `spared` never does. Raises ModelError(headroom).
         """
-        lacks = partial(self._lack, berth, files_bytes, engines or self._engines)
+        lacks = partial(self.lack, berth, files_bytes, engines)
         while (lack := lacks()) is not None:
             self._moved.clear()
             others = [b for b in self if b.loaded and b not in {berth, spared}]
@@ -162,6 +163,25 @@ class Berths:
                     " models.swap: stop-first",
                     code="headroom",
                 )
+
+    def lack(
+        self, berth: Berth, files_bytes: int, engines: int, *, without: Collection[ModelRef] = ()
+    ) -> str | None:
+        """Return what is missing for so many engines of a version beside what runs; None: nothing.
+
+        `without`: versions that are taken to have ended.
+        """
+        loaded = [b for b in self if b.loaded and b.ref not in without]
+        running = [b.pool for b in loaded if b.pool is not None]
+        running += self._stopping.values()
+        alike = [b for b in self if b.ref.name == berth.ref.name]
+        pools_alike = [b.pool for b in alike if b.pool is not None]
+        measured = [b.seen_bytes for b in alike]
+        measured += [own_bytes(pid) for pool in pools_alike for pid in pool.pids]
+        by_files = self._per_file_byte * files_bytes
+        need_bytes = engines * expected_bytes(by_files, measured)
+        pids = [pid for pool in running for pid in pool.pids]
+        return self._room.lack(need_bytes, len(running), pids)
 
     async def close(self, deadline_s: float) -> None:
         """End all engines: what they have may finish until the deadline, then they are killed."""
@@ -206,20 +226,6 @@ class Berths:
         now_s = self._clock_s()
         going = {b.ref for b in others if _rank(b, now_s, patient=False) is not None}
         return lacks(without=going) is None
-
-    def _lack(
-        self, berth: Berth, files_bytes: int, engines: int, *, without: Collection[ModelRef] = ()
-    ) -> str | None:
-        loaded = [b for b in self if b.loaded and b.ref not in without]
-        running = [b.pool for b in loaded if b.pool is not None]
-        running += self._stopping.values()
-        alike = [b for b in self if b.ref.name == berth.ref.name]
-        pools_alike = [b.pool for b in alike if b.pool is not None]
-        measured = [b.seen_bytes for b in alike]
-        measured += [own_bytes(pid) for pool in pools_alike for pid in pool.pids]
-        need_bytes = expected_bytes(files_bytes, measured, engines=engines)
-        pids = [pid for pool in running for pid in pool.pids]
-        return self._room.lack(need_bytes, len(running), pids)
 
     async def _look_again(self, others: Collection[Berth]) -> None:
         """Wait until something moves, or until the next one's rest or turn is over."""

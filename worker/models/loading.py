@@ -4,6 +4,7 @@ Loads of one version are shared, and one version loads at a time. It must not kn
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -100,11 +101,13 @@ class Loader:
             async with self._berths.turn:
                 if berth.loaded and berth.number >= ask.number:
                     return
-                if await self._room_beside(berth, found):
-                    await self._start_beside(berth, found, ask)
-                else:
-                    await self._berths.ended(berth, hurry=True)
-                    await self._start(berth, found, ask)
+                engines = await self._room_beside(berth, found)
+                if engines is not None:
+                    await self._start_beside(berth, found, ask, engines=engines)
+                    return
+                await self._berths.ended(berth, hurry=True)
+                engines = await self._make_room(berth, found.files_bytes, patient=True)
+                await self._start(berth, found, ask, engines=engines)
 
     async def replace(self, berth: Berth, old: Berth, ask: Ask) -> None:
         """Load a version in the place of the old one, which ends first where that makes the room.
@@ -117,8 +120,9 @@ class Loader:
             async with self._berths.turn:
                 if await self._berths.settled(berth):
                     return
-                if await self._room_beside(berth, found, spared=old):
-                    await self._start(berth, found, ask)
+                engines = await self._room_beside(berth, found, spared=old)
+                if engines is not None:
+                    await self._start(berth, found, ask, engines=engines)
                 else:
                     await self._instead_of(old, berth, found, ask)
 
@@ -164,17 +168,16 @@ class Loader:
                 if ask.patient and not berth.in_flight:
                     return  # those who waited were routed elsewhere meanwhile
                 replaced = None if ask.replaces is None else self._berths.get(ask.replaces)
-                vacant = berth.role is Role.SERVING or (
-                    replaced is not None and not replaced.loaded
-                )
-                await self._make_room(
+                beside = replaced is not None and replaced.loaded
+                vacant = berth.role is Role.SERVING or (replaced is not None and not beside)
+                engines = await self._make_room(
                     berth,
                     found.files_bytes,
                     spared=replaced,
                     patient=ask.patient or vacant,
-                    beside=True,
+                    beside=beside,
                 )
-                await self._start(berth, found, ask)
+                await self._start(berth, found, ask, engines=engines)
 
     async def _make_room(
         self,
@@ -184,45 +187,47 @@ class Loader:
         spared: Berth | None = None,
         patient: bool,
         beside: bool = False,
-    ) -> None:
-        """Make room for a version's engines; where as many as are best have none, for one.
+    ) -> int:
+        """Make room for a version's engines, and return for how many.
 
-        `beside`: no less than all of them if another one may be stopped for it. Raises
-        ModelError(headroom).
+        Where one will do, others that are in use give way for one, and for no more. `beside` one
+        that may be stopped for it there are all or none. Raises ModelError(headroom).
         """
-        room = partial(self._berths.make_room, berth, files_bytes, spared=spared, patient=patient)
-        berth.few = False
-        try:
-            await room()
-        except ModelError as error:
-            if not self._options.may_be_few or (beside and self._options.stop_first):
-                raise
-            lack = error.message
-        else:
-            return
-        await room(engines=1)
-        berth.few = True
+        room = partial(self._berths.make_room, berth, files_bytes, spared=spared)
+        best = self._best(berth.ref.name)
+        if not self._options.may_be_few or (beside and self._options.stop_first):
+            await room(engines=best, patient=patient)
+            return best
+        with contextlib.suppress(ModelError):
+            await room(engines=best, patient=False)
+            return best
+        await room(engines=1, patient=patient)
+        lack = self._berths.lack(berth, files_bytes, best)
+        if lack is None:  # who gave way for one left room for all
+            return best
         _log.warning("model.one-engine", model=str(berth.ref), why=lack)
+        return 1
 
-    async def _room_beside(self, berth: Berth, found: Found, spared: Berth | None = None) -> bool:
-        """Make room for one version more; say whether there is any. Raises if there must be."""
+    async def _room_beside(
+        self, berth: Berth, found: Found, spared: Berth | None = None
+    ) -> int | None:
+        """Make room for engines more, and return for how many; None: one must be stopped first."""
         vacant = spared is not None and not spared.loaded
         try:
-            await self._make_room(
-                berth, found.files_bytes, spared=spared, patient=vacant, beside=True
+            return await self._make_room(
+                berth, found.files_bytes, spared=spared, patient=vacant, beside=not vacant
             )
         except ModelError:
             if not self._options.stop_first:
                 raise
-            return False
-        return True
+            return None
 
     async def _instead_of(self, old: Berth, berth: Berth, found: Found, ask: Ask) -> None:
         old.stopped = True
         await self._berths.ended(old, hurry=True)
         try:
-            await self._make_room(berth, found.files_bytes, patient=False)
-            await self._start(berth, found, ask)
+            engines = await self._make_room(berth, found.files_bytes, patient=False)
+            await self._start(berth, found, ask, engines=engines)
         except DarkroomError:
             await self._restore(old)
             raise
@@ -231,20 +236,20 @@ class Loader:
         if old.version is None:
             return
         try:
-            await self._make_room(old, 0, patient=True)
+            engines = await self._make_room(old, 0, patient=True)
             again = Ask(number=old.number, patient=True)
-            await self._start(old, Found(old.version, 0), again)
+            await self._start(old, Found(old.version, 0), again, engines=engines)
         except DarkroomError as error:
             _log.error("model.not-restored", model=str(old.ref), why=str(error))
 
-    async def _start(self, berth: Berth, found: Found, ask: Ask) -> None:
-        pool = await self._warm(berth, found, ask, berth.dispatcher)
+    async def _start(self, berth: Berth, found: Found, ask: Ask, *, engines: int) -> None:
+        pool = await self._warm(berth, found, ask, berth.dispatcher, engines=engines)
         berth.begin(pool, found.version, ask.number)
 
-    async def _start_beside(self, berth: Berth, found: Found, ask: Ask) -> None:
+    async def _start_beside(self, berth: Berth, found: Found, ask: Ask, *, engines: int) -> None:
         """Start other engines of a version; between two records they take the old ones' place."""
         dispatcher = self._terms.dispatcher(berth)
-        pool = await self._warm(berth, found, ask, dispatcher)
+        pool = await self._warm(berth, found, ask, dispatcher, engines=engines)
         before, old = berth.pool if berth.loaded else None, berth.dispatcher
         berth.dispatcher = dispatcher
         berth.begin(pool, found.version, ask.number)
@@ -252,10 +257,12 @@ class Loader:
         if before is not None:
             self._berths.retire(berth, before, old, hurry=True)
 
-    async def _warm(self, berth: Berth, found: Found, ask: Ask, dispatcher: Dispatcher) -> Pool:
+    async def _warm(
+        self, berth: Berth, found: Found, ask: Ask, dispatcher: Dispatcher, *, engines: int
+    ) -> Pool:
         name = berth.ref.name
         quiet = not ask.patient and bool(self._berths.loaded)
-        spec = self._spec(found.version, few=berth.few, quiet=quiet)
+        spec = self._spec(found.version, engines, quiet=quiet)
         pool = Pool(
             spec,
             dispatcher,
@@ -283,25 +290,30 @@ class Loader:
             pool.set_limits(limits)
         return pool
 
-    def _spec(self, version: Version, *, few: bool, quiet: bool) -> PoolSpec:
+    def _best(self, name: str) -> int:
+        """Return how many engines a version of this model has where there is room for them."""
+        options = self._options
+        return len(options.uuids) * options.per_gpu or len(self._terms.shares(name, options.on_cpu))
+
+    def _spec(self, version: Version, engines: int, *, quiet: bool) -> PoolSpec:
         """Return an engine for each device and instance, and those that may serve on the CPU."""
         name, options = version.ref.name, self._options
         on_cpu = tuple(
             self._engine(version, share, quiet=quiet)
-            for share in self._terms.shares(name, 1 if few else options.on_cpu)
+            for share in self._terms.shares(name, options.on_cpu if options.uuids else engines)
         )
         if not options.uuids:
             return PoolSpec(on_cpu)
         uuids = [uuid for uuid in options.uuids for _ in range(options.per_gpu)]
-        engines = []
+        on_gpus = []
         for share, uuid in zip(self._terms.shares(name, len(uuids)), uuids, strict=True):
             spec = self._engine(version, share, quiet=quiet)
             load = spec.load._replace(policy=on_gpu(options.policy))
-            engines.append(spec._replace(load=load, device=uuid))
+            on_gpus.append(spec._replace(load=load, device=uuid))
         fallbacks = (
             each._replace(load=each.load._replace(policy="cpu"), fallback=True) for each in on_cpu
         )
-        return PoolSpec(tuple(engines), tuple(fallbacks) if options.to_cpu else ())
+        return PoolSpec(tuple(on_gpus), tuple(fallbacks) if options.to_cpu else ())
 
     def _engine(self, version: Version, share: Share, *, quiet: bool) -> EngineSpec:
         options = self._options

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, Self
 
 from worker.config_sections import Settings
-from worker.inference.budget import CPU_ENGINES, limits_of
+from worker.inference.budget import limits_of
 from worker.inference.devices import NO_DEVICES, Devices
 from worker.inference.dispatcher import Observer, OnOutcomes, OnWithdrawn
+from worker.inference.memory import PER_FILE_BYTE, STAGED_PER_FILE_BYTE
 from worker.types import Limits
 
 LOADED: Final = "loaded"
@@ -96,10 +97,10 @@ class RegistryOptions(NamedTuple):
         return not self.uuids and self.on_cpu is None
 
     @property
-    def engines(self) -> int:
-        """Engines of one version, at most."""
-        on_cpu = CPU_ENGINES if self.on_cpu is None else self.on_cpu
-        return len(self.uuids) * self.per_gpu or on_cpu
+    def per_file_byte(self) -> int:
+        """Memory that an engine may need for each byte of files: more where graphs are folded."""
+        staged = self.staging == "always" or (self.staging == "auto" and bool(self.uuids))
+        return STAGED_PER_FILE_BYTE if staged else PER_FILE_BYTE
 
 
 def artifacts_of(settings: Settings) -> str:

@@ -76,7 +76,7 @@ class Registry:
             make=self._new_berth,
             ended=self._ended,
             clock_s=clock_s,
-            engines=options.engines,
+            per_file_byte=options.per_file_byte,
         )
         self.devices = {uuid: Device(uuid, to_cpu=options.to_cpu) for uuid in options.uuids}
         """Those that versions have engines on; none where no device was chosen."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from worker.inference.budget import resident_bytes
-from worker.inference.memory import ENGINE_BYTES, PER_FILE_BYTE
+from worker.inference.memory import ENGINE_BYTES
 from worker.models.repository import Version
 
 _MIB = 1 << 20
@@ -46,15 +46,14 @@ class Room:
         return None
 
 
-def expected_bytes(files_bytes: int, like: Iterable[int], *, engines: int = 1) -> int:
-    """Return what so many engines of a version will need, each as the largest of those alike.
+def expected_bytes(by_files: int, like: Iterable[int]) -> int:
+    """Return what an engine of a version will need: as the largest of those alike.
 
     `like`: bytes of engines of the same model, 0 for those that are not known; where none is, it is
-    a guess by the version's files. So it is where these are much larger than those had.
+    a guess `by_files`: bytes for the version's own. So it is where these are more than those had.
     """
-    by_files = PER_FILE_BYTE * files_bytes
     measured = max(like, default=0)
-    return engines * (max(measured, by_files) if measured else ENGINE_BYTES + by_files)
+    return max(measured, by_files) if measured else ENGINE_BYTES + by_files
 
 
 def files_bytes(version: Version) -> int:

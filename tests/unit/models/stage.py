@@ -93,6 +93,8 @@ class Shelf:
         self.slow: set[ModelRef] = set()
         self.folder = Path("models")
         self.heads: dict[ModelRef, tuple[str, ...]] = {}
+        self.files: dict[str, str] = {}
+        """What manifests list."""
         self.asked: list[tuple[ModelRef, str | None]] = []
         self.cancelled: list[ModelRef] = []
         self.kept: set[ModelRef] = set()
@@ -118,7 +120,10 @@ class Shelf:
             self.cancelled.append(ref)
         folder = self.folder / ref.name / ref.version
         self.kept.add(ref)
-        return Version(ref, folder, sha256 or "beef", manifest(*self.heads.get(ref, ())))
+        return Version(ref, folder, sha256 or "beef", self._manifest(ref))
+
+    def _manifest(self, ref: ModelRef) -> Manifest:
+        return manifest(*self.heads.get(ref, ()), files=self.files)
 
 
 class Engines:

@@ -2,7 +2,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.unit.models.stage import A1, manifest
+import pytest
+
+from tests.unit.models.stage import A1, A2, manifest, stage
+from worker.errors import ModelError
+from worker.inference.devices import DeviceChoice, Devices
 from worker.models.repository import Version
 from worker.models.room import Room, expected_bytes, files_bytes
 
@@ -32,9 +36,9 @@ def test_an_engine_needs_what_those_alike_have_else_a_multiple_of_its_files(tmp_
     version = Version(A1, tmp_path, "beef", manifest())
     size = files_bytes(version._replace(manifest=manifest(files=listed)))
     assert size == 10 * MIB
-    assert expected_bytes(size, []) == expected_bytes(size, [0]) == (160 + 3 * 10) * MIB
-    assert expected_bytes(size, [0, 36 * MIB]) == 36 * MIB
-    assert expected_bytes(size, [0, 20 * MIB]) == 3 * 10 * MIB, "its files alone are more"
+    assert expected_bytes(3 * size, []) == expected_bytes(3 * size, [0]) == (160 + 30) * MIB
+    assert expected_bytes(3 * size, [0, 36 * MIB]) == 36 * MIB
+    assert expected_bytes(3 * size, [0, 20 * MIB]) == 30 * MIB, "its files alone are more"
 
 
 def test_the_first_engine_is_refused_by_no_guess() -> None:
@@ -42,6 +46,21 @@ def test_the_first_engine_is_refused_by_no_guess() -> None:
     assert room.lack(1000 * MIB, 0, []) is None
 
 
-def test_engines_need_each_what_one_of_those_alike_has() -> None:
-    assert expected_bytes(10 * MIB, [], engines=2) == 2 * (160 + 3 * 10) * MIB
-    assert expected_bytes(10 * MIB, [36 * MIB, 40 * MIB], engines=2) == 2 * 40 * MIB
+@pytest.mark.parametrize(
+    ("staging", "gpus", "need"),
+    [("auto", 0, 190), ("always", 0, 240), ("auto", 1, 240), ("never", 1, 190)],
+)
+async def test_where_graphs_are_folded_a_version_that_comes_live_needs_room_for_the_peak_of_that(
+    tmp_path: Path, staging: str, gpus: int, need: int
+) -> None:
+    devices = Devices((DeviceChoice("GPU-1", "a GPU"),) * gpus)
+    async with stage(A1, A2, staging=staging, devices=devices) as on:
+        await on.serve(A1)
+        on.shelf.folder = tmp_path
+        on.shelf.files = {"model.onnx": "cafe"}
+        folder = tmp_path / "a/2"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(bytes(10 * MIB))
+        on.models._berths._room = Room(9, (need - 1) * MIB, resident=lambda _: 0)
+        with pytest.raises(ModelError, match=f"needs about {need} MiB"):
+            await on.models.load(A2, sha256=None)
