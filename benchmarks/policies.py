@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from worker.engine.batcher import Batcher, Bounds, Decode, Decoded, Run, Stop
-from worker.engine.costs import Costs
+from worker.engine.costs import Costs, Took
 from worker.engine.sizing import Sizing
 from worker.inference.window import Window
 from worker.types import Limits
@@ -69,7 +69,7 @@ class Darkroom:
             Costs(exact=world.exact),
             limits,
             allowed=lambda limits: limits.max_size,
-            warm=world.seconds_of,
+            warm=lambda rows: _took(world.seconds_of(rows)),
             tell=self._bound,
             aside=lambda work: work(),
         )
@@ -102,9 +102,13 @@ class Darkroom:
 
     def ran(self, now_s: float, rows: int, seconds: float) -> None:
         self._now_s = now_s
-        self._sizing.ran(rows, seconds)
+        self._sizing.ran(rows, _took(seconds))
         self._window.cap = self._sizing.bounds.cap
         self._window.served(rows)
+
+
+def _took(seconds: float) -> Took:
+    return Took(seconds, seconds)
 
 
 class _Queued:

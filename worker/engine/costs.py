@@ -8,6 +8,7 @@ the smallest batch that is nearly as efficient as the best and fits the service 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _ALPHA = 0.1
 """Weight of the newest run in a running mean."""
@@ -30,11 +31,23 @@ _SHARE = 0.5
 """Of the objective that a run may take: a record waits for one run, and is in the next."""
 
 
+class Took(NamedTuple):
+    """What a batch took, from its rows to its predictions."""
+
+    seconds: float
+    work_s: float
+    """Of these, what a lane computed by itself: not while others had its core. Where it is the
+    device, or a pool of threads, that computes: all of them."""
+
+
 @dataclass(slots=True)
 class _Cost:
-    """Of one bucket."""
+    """Of one bucket: running means."""
 
     mean_s: float
+    work_s: float
+    """What is efficient goes by this: on a busy machine a batch of 1 ms takes 1 or 4, and the size
+    that was lucky of late would look best."""
     deviation_s: float = 0.0
     """Mean absolute deviation."""
     ran: int = -_STALE_RUNS
@@ -81,35 +94,42 @@ class Costs:
             return None
         return min(most, 2 * top)
 
-    def seed(self, size: int, seconds: float) -> None:
+    def seed(self, size: int, took: Took) -> None:
         """Note what a run took while warming; sizes come in their order.
 
         Buckets between the one before and this one are taken to lie on the line between both.
         """
         below = self.largest
         if below and self._exact:
-            start_s = self._table[below].mean_s
-            step_s = (seconds - start_s) / (size - below)
+            start = self._table[below]
             for between in range(below + 1, min(size, _EVERY_SIZE + 1)):
-                self._put(between, start_s + step_s * (between - below))
-        self._put(size, seconds)
+                far = (between - below) / (size - below)
+                self._put(
+                    between,
+                    start.mean_s + far * (took.seconds - start.mean_s),
+                    start.work_s + far * (took.work_s - start.work_s),
+                )
+        self._put(size, *took)
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, took: Took) -> None:
         """Note what a run took; a size that is no bucket teaches nothing."""
         cost = self._table.get(self.whole(rows))
-        if cost is None or seconds <= 0:
+        if cost is None or took.seconds <= 0:
             return
-        before_s = cost.mean_s
-        cost.mean_s += _ALPHA * (seconds - before_s)
-        cost.deviation_s += _ALPHA * (abs(seconds - before_s) - cost.deviation_s)
+        mean_s, work_s = cost.mean_s, cost.work_s
+        cost.mean_s += _ALPHA * (took.seconds - mean_s)
+        cost.work_s += _ALPHA * (max(took.work_s, 1e-9) - work_s)
+        cost.deviation_s += _ALPHA * (abs(took.seconds - mean_s) - cost.deviation_s)
         self._runs += 1
         cost.ran = self._runs
         stale = [o for o in self._table.values() if self._runs - o.ran >= _STALE_RUNS]
         # Each of those that run sees the machine become slower: together they tell of it once.
-        pace = (cost.mean_s / before_s) ** (1 / (len(self._table) - len(stale)))
+        weight = 1 / (len(self._table) - len(stale))
+        pace, pace_of_work = (cost.mean_s / mean_s) ** weight, (cost.work_s / work_s) ** weight
         shakiness = cost.deviation_s / cost.mean_s
         for other in stale:
             other.mean_s *= pace
+            other.work_s *= pace_of_work
             other.deviation_s = other.mean_s * shakiness
 
     def whole(self, rows: int) -> int:
@@ -162,8 +182,8 @@ class Costs:
         padded = ready / self._batch_s(sizes[at])
         return down if self._rate(down) >= padded else ready
 
-    def _put(self, size: int, seconds: float) -> None:
-        self._table[size] = _Cost(max(seconds, 1e-9))
+    def _put(self, size: int, seconds: float, work_s: float) -> None:
+        self._table[size] = _Cost(max(seconds, 1e-9), max(work_s, 1e-9))
         self._sizes.append(size)
 
     def _upto(self, most: int) -> Sequence[int]:
@@ -174,7 +194,7 @@ class Costs:
         return size / self._batch_s(size)
 
     def _batch_s(self, size: int) -> float:
-        return self._table[size].mean_s + self._beside_s
+        return self._table[size].work_s + self._beside_s
 
     def _surely_s(self, size: int) -> float:
         cost = self._table[size]

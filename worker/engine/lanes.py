@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from worker.engine.batcher import Decode, Decoded, Role, Stop
+from worker.engine.costs import Took
 from worker.engine.model import Model
 from worker.engine.queue import Queue, Work
 from worker.engine.recovery import Recovery, not_finite, outcomes_of
@@ -202,7 +203,7 @@ class Lane:
     def _batch(self, works: Sequence[Work], batch: Array) -> Outcomes:
         """Run works together. Raises one of RUN_ERRORS when the run did."""
         floor = self._floor
-        begun_s = time.monotonic()
+        begun_s, worked_s = time.monotonic(), time.thread_time()
         images = [work.image for work in works] if floor.failpoints else ()
         if floor.failpoints:
             floor.failpoints.hit(Failpoint.BEFORE_RUN, *images)
@@ -223,7 +224,8 @@ class Lane:
             else:
                 done.append(_done(work, begun_s, predictions))
         ended_s = time.monotonic()
-        floor.sizing.ran(len(works), ended_s - begun_s)
+        seconds, computed_s = ended_s - begun_s, time.thread_time() - worked_s
+        floor.sizing.ran(len(works), Took(seconds, floor.model.work_s(seconds, computed_s)))
         run_ms, heads_ms = (ran_s - begun_s) * 1e3, (ended_s - ran_s) * 1e3
         cap = floor.sizing.bounds.cap
         return Outcomes(tuple(done), tuple(faults), (), run_ms, heads_ms, len(works), cap)

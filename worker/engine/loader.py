@@ -19,7 +19,7 @@ import orjson
 from worker.engine.artifacts import folder_of, hold
 from worker.engine.batcher import Bounds
 from worker.engine.contract import Agreement, agree
-from worker.engine.costs import BESIDE_S, Costs
+from worker.engine.costs import BESIDE_S, Costs, Took
 from worker.engine.labels import read_labels
 from worker.engine.model import Array, Heads, Model, Proof, same
 from worker.engine.providers import CPU
@@ -251,7 +251,7 @@ def sizing_of(
     warmed: Callable[[], None] = lambda: None,
 ) -> Sizing:
     """Return what chooses the bounds of a model's batches, and warms them with its sample."""
-    warm = partial(_seconds_of, model)
+    warm = partial(took_of, model)
     return Sizing(model.costs, limits, allowed=model.cap, warm=warm, tell=tell, warmed=warmed)
 
 
@@ -265,13 +265,13 @@ def _costs(session: Session, agreement: Agreement, *, staged: bool) -> Costs:
     return Costs(exact=exact, first=fixed or 1, beside_s=BESIDE_S)
 
 
-def _seconds_of(model: Model, rows: int) -> float:
+def took_of(model: Model, rows: int) -> Took:
     """Return what a batch of the golden sample takes, as lanes take it; the better of two.
 
     The first one also pays for what a session does once for every size.
     """
     batch = model.golden(rows)
-    return min(_taken_s(model, batch) for _ in range(2))
+    return min(_took(model, batch) for _ in range(2))
 
 
 def _rest(model: Model, batch: Array) -> None:
@@ -285,8 +285,9 @@ def _rest(model: Model, batch: Array) -> None:
         trim(0)
 
 
-def _taken_s(model: Model, batch: Array) -> float:
+def _took(model: Model, batch: Array) -> Took:
     """Return what a batch takes; not how long it waited for one that a lane had run meanwhile."""
-    begun_s = time.perf_counter()
+    begun_s, worked_s = time.perf_counter(), time.thread_time()
     model.predictions(model.run(batch))
-    return time.perf_counter() - begun_s - model.session.waited_s
+    seconds = time.perf_counter() - begun_s - model.session.waited_s
+    return Took(seconds, model.work_s(seconds, time.thread_time() - worked_s))

@@ -104,6 +104,10 @@ class Model:
                 raise ValueError(f"output {name} has {len(output)} rows for {len(batch)}")
         return [output[:rows] for output in outputs]
 
+    def work_s(self, seconds: float, computed_s: float) -> float:
+        """Return how much of the seconds of a run was work, if its lane computed for so long."""
+        return computed_s if self.session.in_lane else seconds
+
     def golden(self, rows: int) -> Array:
         """Return a batch of so many rows, each that of the first golden sample."""
         assert self.proof is not None

@@ -116,7 +116,9 @@ Options = Mapping[str, Mapping[str, str]]
 class Session:
     """One loaded graph on one provider; `run` may be called from several lanes at once."""
 
-    def __init__(self, session: ort.InferenceSession, choice: Choice, path: Path) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, choice: Choice, path: Path, *, in_lane: bool = False
+    ) -> None:
         self._session = session
         self._run = session.run
         self.path = path
@@ -139,6 +141,8 @@ class Session:
             )
         )
         """Execution provider -> nodes of the graph, as it was optimised, that run there."""
+        self.in_lane = in_lane
+        """Runs compute on the thread that calls, and on no other."""
         self.refused: tuple[str, ...] = ()
         """Why those that were tried before could not be used."""
 
@@ -257,6 +261,7 @@ def _prove(choice: Choice, settings: ort.SessionOptions, provided: Options) -> N
 
 def _open(path: Path, choice: Choice, settings: ort.SessionOptions, provided: Options) -> Session:
     names = (choice.provider, *PROVIDERS[choice.provider].beside)
+    pools = (settings.intra_op_num_threads, settings.inter_op_num_threads)
     try:
         session = ort.InferenceSession(
             str(path),
@@ -265,7 +270,7 @@ def _open(path: Path, choice: Choice, settings: ort.SessionOptions, provided: Op
             enable_fallback=0,
             read_config_from_model=0,
         )
-        opened = Session(session, choice, path)
+        opened = Session(session, choice, path, in_lane=names == (CPU,) and pools == (1, 1))
     except _MODEL_ERRORS as error:
         raise ModelError(_sentence(error), file=str(path)) from None
     except _OPEN_ERRORS as error:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from worker.engine.batcher import Bounds
-from worker.engine.costs import GAIN, Costs
+from worker.engine.costs import GAIN, Costs, Took
 from worker.engine.session import RUN_ERRORS
 from worker.types import Limits
 
@@ -41,7 +41,7 @@ def start_aside(work: Callable[[], None]) -> None:
 class Sizing:
     """Chooses the bounds of an engine's batches. Safe for any thread.
 
-    `allowed`: rows that limits allow. `warm`: seconds that a batch of so many rows takes. `tell` is
+    `allowed`: rows that limits allow. `warm`: what a batch of so many rows takes. `tell` is
     given new bounds, on the thread that brought them about; it must not call back, nor wait: all
     lanes would. `warmed` may: it is called when sizes have been warmed, before they are used.
     """
@@ -52,7 +52,7 @@ class Sizing:
         limits: Limits,
         *,
         allowed: Callable[[Limits], int],
-        warm: Callable[[int], float],
+        warm: Callable[[int], Took],
         tell: Callable[[Bounds], None],
         warmed: Callable[[], None] = lambda: None,
         aside: Callable[[Callable[[], None]], None] = start_aside,
@@ -81,10 +81,10 @@ class Sizing:
         """Rows of a batch, at most, whatever is measured: warmed, and within all limits."""
         return min(self._allowed(self._limits), self._usable or 1)
 
-    def ran(self, rows: int, seconds: float) -> None:
-        """Note what a batch took, from its rows to its predictions."""
+    def ran(self, rows: int, took: Took) -> None:
+        """Note what a batch took."""
         with self._lock:
-            self._costs.observe(rows, seconds)
+            self._costs.observe(rows, took)
             self._runs += 1
             choices, rest = divmod(self._runs, _EVERY_RUNS)
         if rest == 0:
@@ -106,9 +106,9 @@ class Sizing:
         """
         try:
             while (size := self._next_size()) is not None:
-                seconds = self._warm(size)
+                took = self._warm(size)
                 with self._lock:
-                    self._costs.seed(size, seconds)
+                    self._costs.seed(size, took)
         finally:
             self._warmed()
             self._usable = self._costs.largest

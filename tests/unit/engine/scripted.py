@@ -48,6 +48,7 @@ class Scripted:
         self.signature, self.nodes, self.refused = real.signature, real.nodes, real.refused
         self.stamp = real.stamp._replace(provider=provider)
         self.bound, self.waited_s, self.path = real.bound, 0.0, real.path
+        self.in_lane = real.in_lane
         self.act: Act = lambda _: None
         self.sizes: list[int] = []
 

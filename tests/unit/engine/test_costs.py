@@ -6,16 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.costs import Costs
+from worker.engine.costs import Costs, Took
 
 GPU_MS = {1: 2.0, 2: 2.2, 4: 2.6, 8: 3.6, 16: 6.0, 32: 11.0, 64: 21.0, 128: 41.0}
 SLO_S = 0.25
 
 
+def even(seconds: float) -> Took:
+    """Return a run in which nobody else had the core."""
+    return Took(seconds, seconds)
+
+
 def table(times_ms: dict[int, float], *, exact: bool = True) -> Costs:
     costs = Costs(exact=exact, first=min(times_ms))
     for size, ms in times_ms.items():
-        costs.seed(size, ms / 1e3)
+        costs.seed(size, even(ms / 1e3))
     return costs
 
 
@@ -30,7 +35,7 @@ def warmed(
     sizes = []
     while (size := costs.next_size(most, slo_s=slo_s)) is not None:
         sizes.append(size)
-        costs.seed(size, (once_ms + each_ms * size) / 1e3)
+        costs.seed(size, even((once_ms + each_ms * size) / 1e3))
     return sizes
 
 
@@ -119,8 +124,8 @@ def test_a_probe_is_the_next_bucket_of_twice_the_size_that_may_take_so_long(
 def test_what_varies_much_is_taken_to_be_slow() -> None:
     steady, shaky = linear(1.0, 20.0, most=16), linear(1.0, 20.0, most=16)
     for run in range(100):
-        steady.observe(15, 0.035)
-        shaky.observe(15, 0.035 + (0.02 if run % 2 else -0.02))
+        steady.observe(15, even(0.035))
+        shaky.observe(15, even(0.035 + (0.02 if run % 2 else -0.02)))
     assert steady.cap(16, slo_s=0.08, backlog=False) == 15
     assert shaky.cap(16, slo_s=0.08, backlog=False) < 15
 
@@ -128,7 +133,7 @@ def test_what_varies_much_is_taken_to_be_slow() -> None:
 def test_a_running_mean_follows_what_is_measured() -> None:
     costs = linear(1.0)
     for _ in range(60):
-        costs.observe(8, 0.016)
+        costs.observe(8, even(0.016))
     assert costs.times_s[8] == pytest.approx(0.016, rel=0.01)
 
 
@@ -137,7 +142,7 @@ def test_a_size_that_does_not_run_moves_with_those_that_do() -> None:
     costs = linear(1.0, 4.0)
     before = costs.cap(64, slo_s=10.0, backlog=False)
     for _ in range(200):
-        costs.observe(before, 3e-3 * (before + 4))
+        costs.observe(before, even(3e-3 * (before + 4)))
     assert costs.times_s[1] == pytest.approx(0.015, rel=0.05)
     assert costs.cap(64, slo_s=10.0, backlog=False) == before
 
@@ -145,8 +150,8 @@ def test_a_size_that_does_not_run_moves_with_those_that_do() -> None:
 def test_sizes_that_run_in_turn_keep_what_each_of_them_costs() -> None:
     costs = linear(1.0)
     for _ in range(100):
-        costs.observe(1, 0.004)
-        costs.observe(16, 0.016)
+        costs.observe(1, even(0.004))
+        costs.observe(16, even(0.016))
     assert costs.times_s[1] == pytest.approx(0.004, rel=0.01)
     assert costs.times_s[16] == pytest.approx(0.016, rel=0.01)
 
@@ -154,13 +159,13 @@ def test_sizes_that_run_in_turn_keep_what_each_of_them_costs() -> None:
 def test_a_size_that_is_no_bucket_teaches_nothing() -> None:
     costs = linear(1.0)
     before = costs.times_s
-    costs.observe(23, 1.0)
+    costs.observe(23, even(1.0))
     assert costs.times_s == before
 
 
 def test_padded_runs_count_for_the_size_that_really_ran() -> None:
     costs = table(GPU_MS, exact=False)
-    costs.observe(9, 0.060)
+    costs.observe(9, even(0.060))
     assert costs.times_s[16] > 0.006
     assert [costs.whole(rows) for rows in (1, 3, 16, 17, 128, 129)] == [1, 4, 16, 32, 128, 129]
 
@@ -203,9 +208,9 @@ def test_whatever_is_measured_the_cap_is_allowed_and_larger_in_a_backlog(
 ) -> None:
     costs = Costs(exact=exact)
     for power, each_s in enumerate(seconds):
-        costs.seed(2**power, each_s)
+        costs.seed(2**power, even(each_s))
     for rows, took_s in runs:
-        costs.observe(rows, took_s)
+        costs.observe(rows, even(took_s))
     cap = costs.cap(most, slo_s=slo_s, backlog=False)
     assert 1 <= cap <= costs.cap(most, slo_s=slo_s, backlog=True) <= most
     for ready, taken in enumerate(costs.takes(cap)[1:], start=1):
@@ -217,7 +222,7 @@ def test_sizes_that_run_tell_together_once_that_the_machine_became_slower() -> N
     costs = table({1: 1.0, 2: 2.0, 4: 4.0, 64: 64.0}, exact=False)
     for _ in range(200):
         for size in (1, 2, 4):
-            costs.observe(size, 2 * size / 1e3)
+            costs.observe(size, even(2 * size / 1e3))
     assert costs.times_s[64] == pytest.approx(0.128, rel=0.05), "not 2 x 2 x 2 of what it was"
 
 
@@ -225,8 +230,20 @@ def test_a_size_that_does_not_run_is_not_carried_off_by_the_noise_of_those_that_
     costs, draw = linear(0.06, 0.1), random.Random(5)
     for _ in range(20_000):
         size = draw.randint(1, 8)
-        costs.observe(size, (0.1 + 0.06 * size) / 1e3 * draw.choice((0.5, 0.75, 1.75)))
+        costs.observe(size, even((0.1 + 0.06 * size) / 1e3 * draw.choice((0.5, 0.75, 1.75))))
     assert 0.5 < costs.times_s[64] / (3.94 / 1e3) < 2.0
+
+
+def test_what_is_efficient_goes_by_work_and_what_is_short_by_the_clock() -> None:
+    costs, draw = linear(0.06, 0.1), random.Random(7)
+    best = costs.knee(64)
+    for _ in range(5_000):
+        size = draw.choice((1, 2, 4, 8, best))
+        work_s = (0.1 + 0.06 * size) / 1e3
+        costs.observe(size, Took(work_s + draw.choice((0.0, 0.0, 0.003)), work_s))
+        assert costs.knee(64) == best
+    assert costs.times_s[best] > 1.1 * (0.1 + 0.06 * best) / 1e3
+    assert costs.cap(64, slo_s=2 * costs.times_s[best], backlog=False) < best, "by its deviation"
 
 
 @pytest.mark.parametrize(("beside_ms", "knee"), [(0.0, 4), (0.25, 32)])
@@ -235,6 +252,6 @@ def test_what_a_batch_costs_beside_its_run_makes_larger_ones_efficient(
 ) -> None:
     costs = Costs(beside_s=beside_ms / 1e3)
     for size in (1, 2, 4, 8, 16, 32, 64):
-        costs.seed(size, (0.02 + 0.1 * size) / 1e3)
+        costs.seed(size, even((0.02 + 0.1 * size) / 1e3))
     assert costs.knee(64) == knee
     assert costs.cap(64, slo_s=0.001, backlog=False) == 4, "a batch may take as long as before"

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.contract.engines import LIMITS, load
 from tests.unit.engine import graphs
 from worker.engine import session
-from worker.engine.costs import Costs
+from worker.engine.costs import Costs, Took
 from worker.engine.devices import cuda_problem
 from worker.engine.loader import load_model, loaded
 from worker.engine.model import Array, Model
@@ -366,7 +366,7 @@ def test_where_only_some_sizes_can_be_run_the_rows_beyond_are_padding(tmp_path: 
     model = loaded_from(tmp_path)
     costs = Costs(exact=False)
     for size in (1, 2, 4):
-        costs.seed(size, 0.001)
+        costs.seed(size, Took(0.001, 0.001))
     rows = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
     [whole], [padded] = model.run(rows), replace(model, costs=costs).run(rows)
     assert padded.shape == whole.shape

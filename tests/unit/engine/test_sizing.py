@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from worker.engine.batcher import Bounds
-from worker.engine.costs import Costs
+from worker.engine.costs import Costs, Took
 from worker.engine.sizing import Sizing
 from worker.types import Limits
 
@@ -39,11 +39,11 @@ class Bench:
         self.warmed.clear()
         self.told.clear()
 
-    def _warm(self, rows: int) -> float:
+    def _warm(self, rows: int) -> Took:
         if rows >= self.too_large:
             raise MemoryError
         self.warmed.append(rows)
-        return self.seconds(rows)
+        return self.took(rows)
 
     def _tell_sizes(self) -> None:
         self.on_warmed()
@@ -51,11 +51,14 @@ class Bench:
     def seconds(self, rows: int) -> float:
         return self.once_s + self.each_s * rows
 
+    def took(self, rows: int) -> Took:
+        return Took(self.seconds(rows), self.seconds(rows))
+
     def run(self, times: int) -> None:
         """Run so many batches, each as large as may be."""
         for _ in range(times):
             rows = self.sizing.bounds.cap
-            self.sizing.ran(rows, self.seconds(rows))
+            self.sizing.ran(rows, self.took(rows))
 
     def do_what_is_aside(self) -> None:
         while self.later:
@@ -177,7 +180,7 @@ def test_what_was_warmed_stays_enough_for_a_model_that_hardly_gains() -> None:
     bench.once_s = 0.0005
     for _ in range(100):
         for rows in (1, 2, 3, 4):
-            bench.sizing.ran(rows, bench.seconds(rows))
+            bench.sizing.ran(rows, bench.took(rows))
     assert bench.later == []
 
 
@@ -195,11 +198,11 @@ def test_sizes_are_warmed_on_a_thread_of_their_own() -> None:
     threads: list[str] = []
     done = threading.Event()
 
-    def warm(rows: int) -> float:
+    def warm(rows: int) -> Took:
         threads.append(threading.current_thread().name)
         if rows == 8:
             done.set()
-        return 0.001 * rows
+        return Took(0.001 * rows, 0.001 * rows)
 
     sizing = Sizing(
         Costs(),

@@ -78,7 +78,7 @@ class Turn:
     def monotonic(self) -> float:
         return self._now_s
 
-    perf_counter = monotonic
+    perf_counter = thread_time = monotonic
 
     def __enter__(self) -> None:
         self._now_s += self._wait_s
@@ -95,7 +95,7 @@ def test_a_size_that_is_timed_while_lanes_run_costs_its_own_run_alone(
     for module in (loader, binding):
         monkeypatch.setattr(module, "time", turn)
     monkeypatch.setattr(model.session.bound, "_turn", turn)
-    assert loader._seconds_of(model, 2) == 2.0
+    assert loader.took_of(model, 2).seconds == 2.0
 
 
 def test_a_graph_is_folded_once(asked: Load, monkeypatch: pytest.MonkeyPatch) -> None:
