@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from io import StringIO
 
 import pytest
@@ -220,19 +221,29 @@ def test_where_there_is_no_state_none_is_shown(fleet: Fleet) -> None:
     assert "no desired state is stored" in result.stderr
 
 
+def after_each_look(monkeypatch: pytest.MonkeyPatch, *happens: Callable[[], None]) -> None:
+    """Let one of these happen after each look, in the place of the pause."""
+    still = iter(happens)
+
+    async def pause(_: float) -> None:
+        next(still, nothing)()
+
+    monkeypatch.setattr("worker.cli.fleet_look.asyncio.sleep", pause)
+
+
+def nothing() -> None:
+    """Let a look be followed by the next."""
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def test_watching_goes_on_with_a_document_for_each_look(
     redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
     redis.store(state())
-    looks = 0
-
-    async def pause(_: float) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("worker.cli.fleet_look.asyncio.sleep", pause)
+    after_each_look(monkeypatch, nothing, interrupt)
 
     result = fleet("status", "--watch", "--json")
 
@@ -244,17 +255,7 @@ def test_watching_without_a_terminal_tells_what_changes(
     redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
     redis.store(state())
-    looks = 0
-
-    async def pause(_: float) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            redis.store(state(generation=8))
-        if looks == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("worker.cli.fleet_look.asyncio.sleep", pause)
+    after_each_look(monkeypatch, nothing, lambda: redis.store(state(generation=8)), interrupt)
 
     result = fleet("status", "--watch")
 
